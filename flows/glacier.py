@@ -1,0 +1,98 @@
+"""The flow `glacier`: every stage of the project, scene by scene, to a registered model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.stages import BadInput, run_stage
+from glacier_core.config import Project
+from glacier_core.errors import InputError
+from glacier_core.model.registry import Registration, register
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+def register_model(root: Path) -> Registration:
+    """Make sure that the model is registered, also when DVC restored it from its cache."""
+    return register(Project(root))
+
+
+@task(cache_policy=NO_CACHE)
+def report(root: Path, registration: Registration) -> None:
+    """Put the scores beside the baselines, and links to the run, on the flow's page."""
+    project = Project(root)
+    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    rows = []
+    for method in ("unet", "forest", "threshold"):
+        for name, scores in metrics.get(method, {}).items():
+            if name not in ("all", "background"):
+                shown = {
+                    key: _rounded(scores[key]) for key in ("iou", "precision", "recall", "dice")
+                }
+                rows.append({"method": method, "class": name, **shown})
+    protocol = metrics["protocol"]
+    create_table_artifact(
+        key="glacier-metrics",
+        table=rows,
+        description=(
+            f"Test split, every valid pixel once. Split by {protocol['split']}"
+            + (" (it leaks)" if protocol["leaky"] else "")
+            + f". Model [{registration.model} version {registration.version}]"
+            f"({registration.run_url}) {registration.alias}; threshold: {protocol['threshold_rule']}"
+        ),
+    )
+    create_link_artifact(key="mlflow-run", link=registration.run_url, link_text="the run in MLflow")
+
+
+def _start(stage: str, root: Path, after: Sequence[PrefectFuture[str]] = ()) -> PrefectFuture[str]:
+    return run_stage.submit(stage, root, wait_for=after, return_state=False)
+
+
+def _rounded(score: float | str) -> float | str:
+    return round(score, 4) if isinstance(score, float) else score
+
+
+@flow(name="glacier", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+def glacier(root: str = ".") -> str:
+    """Bring the whole project up to date and register its model.
+
+    A task a scene and step. What DVC finds unchanged is skipped; the artefacts are those of
+    `dvc repro`.
+
+    Args:
+        root: the project's folder.
+
+    Returns:
+        URI of the registered version.
+    """
+    folder = Path(root).resolve()
+    project = Project(folder)
+    try:
+        conf, _ = project.masking, (project.params, project.postprocess, project.train)
+    except InputError as error:
+        raise BadInput(str(error)) from error
+    simulated = [_start(f"simulate@{name}", folder) for name in conf.simulated]
+    masks = {scene: _start(f"mask@{scene}", folder, simulated) for scene in conf.scenes}
+    slices = [_start(f"slice@{scene}", folder, [masks[scene]]) for scene in conf.scenes]
+    # Every scene is tried before one bad scene ends the run: all that is wrong is said at once.
+    wait([*masks.values(), *slices])
+    for future in [*simulated, *masks.values(), *slices]:
+        future.result()
+    for stage in ("postprocess", "train", "evaluate", "register"):
+        run_stage(stage, folder)
+    registration = register_model(folder)
+    report(folder, registration)
+    uri = f"models:/{registration.model}/{registration.version}"
+    get_run_logger().info("%s %s %s", uri, registration.alias, registration.run_url)
+    return uri
+
+
+if __name__ == "__main__":
+    glacier()

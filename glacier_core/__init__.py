@@ -1,0 +1,1 @@
+"""Mapping clean and debris-covered ice in Landsat images: the science, without orchestration."""

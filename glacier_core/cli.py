@@ -1,0 +1,289 @@
+"""The command line: one verb a step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glacier_core.config import Project
+from glacier_core.errors import InputError, StorageError
+
+# OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
+# with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+BAD_INPUT = 2
+"""Exit code for input that no repetition will mend."""
+
+
+class _Group(click.Group):
+    """Turns the errors that users can mend into one line on stderr."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(BAD_INPUT)
+        except StorageError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="glacier-mapping")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+@click.pass_context
+def main(ctx: click.Context, quiet: bool) -> None:
+    """Map clean and debris-covered ice in Landsat images.
+
+    Run in a project's folder, which holds conf/ (what to run on, by which method) and
+    params.yaml (how much). The steps, in order:
+
+    \b
+      simulate    make scenes with known truth       (or bring your own)
+      configure   say which scenes, which outlines   -> conf/masking_paths.yaml
+      mask        burn outlines into masks           -> data/masks/
+      slice       cut scenes and masks               -> data/slices/
+      postprocess filter, split, take statistics     -> data/dataset/
+      train       fit the U-Net                      -> data/runs/, MLflow
+      evaluate    score it on the test split         -> data/evaluation/
+      register    make it a model version            -> MLflow: glacier-unet
+
+    `dvc repro` runs them all, and again only what changed.
+    """
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for noisy in ("rasterio", "pyogrio", "alembic", "mlflow", "matplotlib", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    ctx.obj = Project(Path())
+
+
+_scene = click.option(
+    "--scene", "scenes", multiple=True, metavar="ID",
+    help="Only this scene of conf/masking_paths.yaml; may be repeated.",
+)  # fmt: skip
+
+
+def _chosen(project: Project, scenes: Sequence[str]) -> list[str]:
+    for name in scenes:
+        project.scene(name)
+    return list(scenes) or list(project.masking.scenes)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.pass_obj
+def simulate(project: Project, out: Path) -> None:
+    """Make Himalayan ETM+ scenes with known truth.
+
+    Sites, size and dates come from `simulate` in params.yaml. Writes OUT/scenes/*.tif (15
+    bands), OUT/outlines/*.shp with a year column, and OUT/truth/*.tif.
+    """
+    from glacier_core.files import whole_folder
+    from glacier_core.simulate import simulate as make
+
+    params = project.params.simulate
+    with whole_folder(out) as beside:
+        scenes = make(
+            beside,
+            sites=params.sites,
+            size=params.size,
+            dates=[date.fromisoformat(day) for day in params.dates],
+            seed=project.params.seed,
+            progress=lambda line: logging.getLogger(__name__).info("%s", line),
+        )
+    click.echo(f"{len(scenes)} scenes in {out}/scenes, outlines in {out}/outlines")
+
+
+@main.command()
+@click.argument("scenes", nargs=-1, required=True)
+@click.option(
+    "--outlines",
+    multiple=True,
+    required=True,
+    metavar="CLASS=FILE",
+    help="Vector file of one class; repeat it. Where classes overlap, the later wins.",
+)
+@click.option("--border", help="Vector file of the study area; outside it nothing is known.")
+@click.option("--year-field", help="Column of the outlines that holds their year or date.")
+@click.option(
+    "--bands",
+    help="Names in file order, B1,B2,..., for tiffs without band "
+    "descriptions; etm15 for the 15-band ETM+ stack.",
+)
+@click.option("--date", "day", help="Date of the scenes, YYYY-MM-DD; else read from file names.")
+@click.option("--add", is_flag=True, help="Keep the scenes that are already configured.")
+@click.option("--like", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Also take params.yaml, postprocess.yaml and train.yaml from this folder, "
+              "for example conf/examples/himalaya_debris.")  # fmt: skip
+@click.pass_obj
+def configure(
+    project: Project,
+    scenes: tuple[str, ...],
+    outlines: tuple[str, ...],
+    border: str | None,
+    year_field: str | None,
+    bands: str | None,
+    day: str | None,
+    add: bool,
+    like: Path | None,
+) -> None:
+    """Write conf/masking_paths.yaml from SCENES (folders, globs or files).
+
+    \b
+      glacier configure data/raw/landsat \\
+        --outlines clean_ice=data/raw/outlines/clean.shp \\
+        --outlines debris=data/raw/outlines/debris.shp \\
+        --border data/raw/outlines/hkh.shp --year-field YEAR --bands etm15
+
+    Scenes are keyed by file name. Every file is opened once, so that what cannot be used is
+    refused now. Keep all vector files in one folder of their own: DVC watches it.
+    """
+    from glacier_core.configure import configure as write
+
+    pairs = dict(_pair(text) for text in outlines)
+    if day is not None:
+        try:
+            date.fromisoformat(day)
+        except ValueError:
+            raise InputError(f"--date: expected YYYY-MM-DD, found {day!r}") from None
+    conf = write(
+        project, scenes, pairs, border=border, year_field=year_field, bands=bands, date=day, add=add
+    )
+    if like is not None:
+        for name in ("postprocess.yaml", "train.yaml"):
+            shutil.copyfile(like / name, project.root / "conf" / name)
+        shutil.copyfile(like / "params.yaml", project.root / "params.yaml")
+    undated = sum(scene.date is None for scene in conf.scenes.values())
+    click.echo(f"{project.masking_path}: {len(conf.scenes)} scenes, classes {conf.classes}")
+    if undated:
+        click.echo(f"{undated} scenes have no date in their name: no outline is left out by year")
+    click.echo("next: check conf/postprocess.yaml (channels, split), then `dvc repro`")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, path = text.partition("=")
+    if not found or not name or not path:
+        raise InputError(f"--outlines: expected CLASS=FILE, found {text!r}")
+    return name, path
+
+
+@main.command()
+@_scene
+@click.pass_obj
+def mask(project: Project, scenes: tuple[str, ...]) -> None:
+    """Burn outlines into label masks.
+
+    Writes data/masks/ID/: mask_ID.npy (uint8, height x width x classes, 1 inside an outline),
+    border_ID.npy (1 inside the study area) and mask_metadata.csv. Outlines of another time than
+    the scene's are left out (mask.year_tolerance in params.yaml).
+    """
+    from glacier_core.labels.masking import mask_scene
+
+    for name in _chosen(project, scenes):
+        mask_scene(project, name)
+
+
+@main.command("slice")
+@_scene
+@click.pass_obj
+def slice_command(project: Project, scenes: tuple[str, ...]) -> None:
+    """Cut scenes and masks into slices.
+
+    Writes data/slices/ID/: slice_ID_img_K.npy (size x size x bands), slice_ID_label_K.npy
+    (size x size x classes; 255 where nothing is known) and slices.geojson, which QGIS opens.
+    """
+    from glacier_core.dataset.slicing import slice_scene
+
+    for name in _chosen(project, scenes):
+        slice_scene(project, name)
+
+
+@main.command()
+@click.pass_obj
+def postprocess(project: Project) -> None:
+    """Filter slices, split them without leaks, take channel statistics.
+
+    Writes data/dataset/: train/, dev/, test/ (links), dataset.json, statistics.json, and
+    slices.geojson, the map of which slice went where and why.
+    """
+    from glacier_core.dataset.postprocessing import postprocess as run
+
+    run(project)
+
+
+@main.command()
+@click.pass_obj
+def train(project: Project) -> None:
+    """Fit the U-Net; go on where a stopped run stood.
+
+    Writes data/runs/RUN_NAME/models (model.safetensors, model.json, history.csv) and /logs
+    (`tensorboard --logdir data/runs`), and an MLflow run.
+    """
+    from glacier_core.model.tracking import RunLogger
+    from glacier_core.model.training import train as fit
+
+    fit(project, [RunLogger(project)])
+
+
+@main.command()
+@click.pass_obj
+def evaluate(project: Project) -> None:
+    """Score the model on the test split, beside an index threshold and a random forest.
+
+    Writes data/evaluation/: metrics.json, by_scene.csv, confusion.csv, precision_recall.csv
+    and figures/.
+    """
+    from glacier_core.model.evaluation import evaluate as score
+
+    score(project)
+
+
+@main.command()
+@click.pass_obj
+def register(project: Project) -> None:
+    """Register the trained model in MLflow; the first becomes champion.
+
+    May be run again at any time: the same training is registered once.
+    """
+    from glacier_core.model.registry import register as run
+
+    done = run(project)
+    click.echo(f"models:/{done.model}/{done.version} {done.alias}\n{done.run_url}")
+
+
+@main.command()
+@click.pass_obj
+def summary(project: Project) -> None:
+    """Say how good the model is, and where everything lies."""
+    from glacier_core.summary import summarise
+
+    click.echo(summarise(project))
+
+
+@main.command()
+@click.pass_obj
+def doctor(project: Project) -> None:
+    """Say what is installed, reachable, locked and free. Exit code 1 if something is missing."""
+    from glacier_core.doctor import examine
+
+    failed = False
+    for finding in examine(project):
+        failed |= finding.state == "fail"
+        click.echo(f"{finding.state:<5} {finding.subject:<10} {finding.text}")
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,179 @@
+"""Reading conf/ and params.yaml, and where the results lie."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from glacier_core.errors import InputError
+from glacier_core.settings import (
+    BACKGROUND,
+    Checked,
+    MaskingConf,
+    Params,
+    PostprocessConf,
+    SceneConf,
+    TrainConf,
+)
+
+
+class _OnceOnlyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error instead of a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file, refusing duplicate keys.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or has a key twice.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file. Run the command in the project's folder; "
+            "`glacier configure` writes conf/masking_paths.yaml."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return yaml.load(text, Loader=_OnceOnlyLoader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: {problem}") from None
+
+
+Model = TypeVar("Model", bound=Checked)
+
+
+def check(model: type[Model], value: Any, path: Path) -> Model:
+    """Check the content of a YAML file against its model.
+
+    Raises:
+        InputError: naming the file, each key at fault, and what was expected there.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values, found {value!r}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+            match problem["type"]:
+                case "extra_forbidden":
+                    lines.append(f"{key}: unknown key")
+                case "missing":
+                    lines.append(f"{key}: missing")
+                case "value_error":
+                    lines.append(f"{key}: {problem['ctx']['error']}")
+                case _:
+                    message = problem["msg"][0].lower() + problem["msg"][1:]
+                    lines.append(f"{key}: {message}, found {problem['input']!r}")
+        raise InputError(f"{path}: " + "; ".join(lines)) from None
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with conf/ and params.yaml, its settings (read when first used), and its results.
+
+    Paths inside the settings are relative to the folder, as DVC reads them.
+    """
+
+    root: Path
+
+    @cached_property
+    def params(self) -> Params:
+        path = self.root / "params.yaml"
+        return check(Params, read_yaml(path), path)
+
+    @cached_property
+    def masking(self) -> MaskingConf:
+        return check(MaskingConf, read_yaml(self.masking_path), self.masking_path)
+
+    @cached_property
+    def postprocess(self) -> PostprocessConf:
+        path = self.root / "conf/postprocess.yaml"
+        conf = check(PostprocessConf, read_yaml(path), path)
+        unknown = set(conf.classes) - set(self.masking.classes)
+        if unknown:
+            raise InputError(
+                f"{path}: classes: {sorted(unknown)} are not burned by conf/masking_paths.yaml, "
+                f"which has {self.masking.classes}"
+            )
+        # The order in which classes win is written once, in masking_paths.yaml.
+        if conf.classes != [name for name in self.masking.classes if name in conf.classes]:
+            raise InputError(
+                f"{path}: classes: {conf.classes} must keep the order of "
+                f"conf/masking_paths.yaml, {self.masking.classes} (the later wins)"
+            )
+        unfiltered = set(self.params.postprocess.min_class_fraction) - set(self.masking.classes)
+        if unfiltered:
+            raise InputError(
+                f"{self.root / 'params.yaml'}: postprocess.min_class_fraction: "
+                f"unknown classes {sorted(unfiltered)}; there are {self.masking.classes}"
+            )
+        return conf
+
+    @cached_property
+    def train(self) -> TrainConf:
+        path = self.root / "conf/train.yaml"
+        conf = check(TrainConf, read_yaml(path), path)
+        expected = {BACKGROUND, *self.postprocess.classes}
+        given = set(self.params.train.class_weights)
+        if given != expected:
+            raise InputError(
+                f"{self.root / 'params.yaml'}: train.class_weights: expected a weight for each of "
+                f"{sorted(expected)}, found {sorted(given)}"
+            )
+        return conf
+
+    def scene(self, scene_id: str) -> SceneConf:
+        try:
+            return self.masking.scenes[scene_id]
+        except KeyError:
+            raise InputError(
+                f"{self.masking_path}: no scene '{scene_id}'; "
+                f"there are: {', '.join(self.masking.scenes)}"
+            ) from None
+
+    @property
+    def masking_path(self) -> Path:
+        return self.root / "conf/masking_paths.yaml"
+
+    def mask_folder(self, scene_id: str) -> Path:
+        return self.root / "data/masks" / scene_id
+
+    def slice_folder(self, scene_id: str) -> Path:
+        return self.root / "data/slices" / scene_id
+
+    @property
+    def dataset_folder(self) -> Path:
+        return self.root / "data/dataset"
+
+    @property
+    def run_folder(self) -> Path:
+        return self.root / "data/runs" / self.params.train.run_name
+
+    @property
+    def evaluation_folder(self) -> Path:
+        return self.root / "data/evaluation"

@@ -1,0 +1,176 @@
+"""Writing conf/masking_paths.yaml from a folder of scenes and a vector file a class."""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glacier_core.config import Project, check, read_yaml
+from glacier_core.errors import InputError
+from glacier_core.files import whole_file
+from glacier_core.labels.inventory import read_vector
+from glacier_core.raster.bands import ETM_STACK
+from glacier_core.raster.scene import Scene
+from glacier_core.settings import MaskingConf
+
+IMAGE_SUFFIXES = {".tif", ".tiff", ".vrt", ".img", ".jp2"}
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+
+_HEAD = """\
+# Which scenes, and which outlines say what is ice on them. Written by `glacier configure`.
+# Paths are relative to this project's folder. In `classes`, the later wins where two overlap.
+# Everything that the outlines consist of lies in outlines_dir: DVC watches that folder.
+"""
+
+
+def find_scenes(places: Sequence[str]) -> list[Path]:
+    """Image files from folders, globs and file names, sorted.
+
+    Raises:
+        InputError: a place holds no image.
+    """
+    found: list[Path] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        else:
+            images = [Path(name) for name in glob.glob(place, recursive=True)]  # noqa: PTH207
+        if not images:
+            raise InputError(
+                f"{place}: no scene found; expected a folder of {'/'.join(sorted(IMAGE_SUFFIXES))} "
+                "files, a glob in quotes, or a file"
+            )
+        found.extend(images)
+    return sorted(set(found))
+
+
+def date_in(name: str) -> str | None:
+    """The first calendar date (YYYYMMDD or YYYY-MM-DD) in a file name, ISO, or None."""
+    for year, month, day in _DAY.findall(name):
+        try:
+            return datetime.date(int(year), int(month), int(day)).isoformat()
+        except ValueError:
+            continue
+    return None
+
+
+def band_names(text: str | None) -> list[str] | None:
+    """Names from `--bands`: a comma-separated list, or `etm15` for the 15-band ETM+ stack."""
+    if text is None:
+        return None
+    return ETM_STACK if text == "etm15" else [name.strip() for name in text.split(",")]
+
+
+def _kept(path: Path, root: Path) -> str:
+    """Relative to the project where the file lies in it, else as the user gave it."""
+    if not path.is_absolute():
+        return Path(os.path.relpath(path.absolute(), root.absolute())).as_posix()
+    inside = path.is_relative_to(root.absolute())
+    return (path.relative_to(root.absolute()) if inside else path).as_posix()
+
+
+def _common_folder(vectors: Sequence[Path], scenes: Sequence[Path]) -> Path:
+    folder = Path(os.path.commonpath([path.absolute().parent for path in vectors]))
+    inside = [path for path in scenes if path.absolute().is_relative_to(folder)]
+    if inside:
+        raise InputError(
+            f"{folder}: holds scenes ({inside[0].name}, ...) as well as outlines, and DVC watches "
+            "the outlines' folder as a whole. Put the vector files into a folder of their own."
+        )
+    return Path(os.path.relpath(folder)) if not vectors[0].is_absolute() else folder
+
+
+def configure(
+    project: Project,
+    places: Sequence[str],
+    outlines: Mapping[str, str],
+    *,
+    border: str | None,
+    year_field: str | None,
+    bands: str | None,
+    date: str | None,
+    add: bool,
+) -> MaskingConf:
+    """Check scenes and outlines, and write `conf/masking_paths.yaml`.
+
+    Scenes are keyed by their file name without suffix, so a new scene renames nothing.
+
+    Args:
+        project: whose file to write.
+        places: folders, globs or files with the scenes.
+        outlines: vector file by class name; where classes overlap, the later wins.
+        border: vector file of the study area, outside of which nothing is known.
+        year_field: column of the outlines with their year, None to keep all.
+        bands: see `band_names`.
+        date: ISO date of the scenes; None to read it from each file name.
+        add: keep the scenes already configured; classes, bands and year field must agree.
+
+    Raises:
+        InputError: a file cannot be used; nothing is written.
+    """
+    scenes = find_scenes(places)
+    names = band_names(bands)
+    vectors = [Path(path) for path in [*outlines.values(), *([border] if border else [])]]
+    for vector in vectors:
+        frame = read_vector(vector)
+        if vector in [Path(p) for p in outlines.values()] and year_field is not None \
+                and year_field not in frame.columns:  # fmt: skip
+            raise InputError(f"{vector}: has no column '{year_field}' (--year-field)")
+    entries: dict[str, Any] = {}
+    described: dict[str, list[str]] = {}
+    for path in scenes:
+        if path.stem in entries:
+            raise InputError(f"{path}: a second scene named {path.stem}; rename one, names are ids")
+        with Scene(path, names) as scene:
+            described[path.stem] = scene.bands
+        entries[path.stem] = {
+            "img_path": _kept(path, project.root),
+            "mask_paths": {name: _kept(Path(p), project.root) for name, p in outlines.items()},
+            "border_path": _kept(Path(border), project.root) if border else None,
+            "date": date or date_in(path.stem),
+        }
+    folder = _common_folder(vectors, scenes)
+    content: dict[str, Any] = {
+        "simulated": {},
+        "outlines_dir": _kept(folder, project.root),
+        "classes": list(outlines),
+        "year_field": year_field,
+        "bands": names,
+        "scenes": entries,
+    }
+    if add:
+        content = _merged(project, content)
+    conf = check(MaskingConf, content, project.masking_path)
+    with whole_file(project.masking_path) as beside:
+        beside.write_text(_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+    return conf
+
+
+def _merged(project: Project, content: dict[str, Any]) -> dict[str, Any]:
+    before = read_yaml(project.masking_path)
+    check(MaskingConf, before, project.masking_path)
+    for key in ("classes", "year_field", "bands"):
+        if before[key] != content[key]:
+            raise InputError(
+                f"{project.masking_path}: {key} is {before[key]}, but --add brings {content[key]}; "
+                "one project has one set of each"
+            )
+    common = os.path.commonpath([before["outlines_dir"], content["outlines_dir"]])
+    if not common:
+        raise InputError(
+            f"{content['outlines_dir']}: shares no folder with the outlines already configured, "
+            f"{before['outlines_dir']}; keep all vector files under one folder"
+        )
+    return {
+        **before,
+        "outlines_dir": common,
+        "scenes": {**before["scenes"], **content["scenes"]},
+    }

@@ -1,0 +1,1 @@
+"""What a network sees: slices, splits, statistics."""

@@ -1,0 +1,208 @@
+"""Reading slices back as what a network takes: raw channels, class numbers, what to ignore."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from glacier_core.dataset.slicing import IGNORED
+from glacier_core.errors import InputError
+from glacier_core.raster.grid import Window, first_cover
+from glacier_core.raster.scene import unseen_values
+from glacier_core.settings import BACKGROUND
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A slice in a split: its files and the scene's pixels that it shows."""
+
+    scene: str
+    k: int
+    img: str
+    label: str
+    block: str
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def window(self) -> Window:
+        return Window(self.row, self.col, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class SceneBands:
+    """How a scene's slices are to be read.
+
+    Attributes:
+        bands: names along the last axis of its images.
+        nodata: by band, the value that means unseen, or None.
+        classes: names along the last axis of its labels.
+    """
+
+    bands: list[str]
+    nodata: list[float | None]
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The postprocessed dataset: `dataset.json` and the folders `train`, `dev`, `test`.
+
+    Attributes:
+        folder: where they lie.
+        channels: what the network sees, in order.
+        classes: what it tells apart, the later winning; background is number 0 before them.
+        impute: `mean`, or the raw value put where a channel was not seen.
+        fingerprint: hash of everything that went into it.
+        leaky: whether splits may share ground.
+        scenes: how to read each scene's slices.
+        splits: samples by split, in shuffled order.
+    """
+
+    folder: Path
+    channels: list[str]
+    classes: list[str]
+    impute: str | float
+    fingerprint: str
+    leaky: bool
+    scenes: dict[str, SceneBands]
+    splits: dict[str, list[Sample]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        """Open a postprocessed dataset.
+
+        Raises:
+            InputError: `dataset.json` is missing.
+        """
+        try:
+            content = json.loads((folder / "dataset.json").read_text())
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder / 'dataset.json'}: no such file; run `glacier postprocess` first"
+            ) from None
+        return cls(
+            folder=folder,
+            channels=content["channels"],
+            classes=content["classes"],
+            impute=content["impute"],
+            fingerprint=content["fingerprint"],
+            leaky=content["leaky"],
+            scenes={name: SceneBands(**value) for name, value in content["scenes"].items()},
+            splits={
+                name: [Sample(**value) for value in samples]
+                for name, samples in content["splits"].items()
+            },
+        )
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names by class number: background first, then the classes."""
+        return [BACKGROUND, *self.classes]
+
+    def common_bands(self) -> list[str]:
+        """Bands that every scene's slices hold, among them some that are no channel."""
+        first, *others = self.scenes.values()
+        return [name for name in first.bands if all(name in scene.bands for scene in others)]
+
+    def image(
+        self,
+        split: str,
+        sample: Sample,
+        window: Window | None = None,
+        bands: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Raw channels of a slice, float32 (height, width, channels), NaN where unseen.
+
+        Args:
+            split: `train`, `dev` or `test`.
+            sample: one of its samples.
+            window: pixels of the slice to read; all that show the scene where None. Pixels
+                past the scene's edge are NaN.
+            bands: stored bands to read instead of the channels.
+        """
+        scene = self.scenes[sample.scene]
+        stored = np.load(self.folder / split / sample.img, mmap_mode="r")
+        return read_channels(
+            stored[: sample.height, : sample.width], scene, bands or self.channels, window
+        )
+
+    def label(
+        self, split: str, sample: Sample, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Class numbers of a slice, uint8 (height, width): 0 background, 255 ignored."""
+        scene = self.scenes[sample.scene]
+        stored = np.load(self.folder / split / sample.label, mmap_mode="r")
+        stored = stored[: sample.height, : sample.width]
+        if window is None:
+            return class_numbers(stored, scene.classes, self.classes)
+        out = np.full((window.height, window.width), IGNORED, dtype=np.uint8)
+        part = class_numbers(stored[window.slices], scene.classes, self.classes)
+        out[: part.shape[0], : part.shape[1]] = part
+        return out
+
+    def counted_once(self, split: str) -> list[npt.NDArray[np.bool_]]:
+        """For each sample of a split, the pixels that no earlier sample of its scene shows."""
+        masks: list[npt.NDArray[np.bool_] | None] = [None] * len(self.splits[split])
+        by_scene: dict[str, list[int]] = {}
+        for i, sample in enumerate(self.splits[split]):
+            by_scene.setdefault(sample.scene, []).append(i)
+        for members in by_scene.values():
+            covers = first_cover([self.splits[split][i].window for i in members])
+            for i, cover in zip(members, covers, strict=True):
+                masks[i] = cover
+        return [mask for mask in masks if mask is not None]
+
+
+def read_channels(
+    stored: npt.NDArray[np.generic],
+    scene: SceneBands,
+    channels: Sequence[str],
+    window: Window | None = None,
+) -> npt.NDArray[np.float32]:
+    """Channels by name from stored bands, float32, NaN where unseen.
+
+    Args:
+        stored: (height, width, bands).
+        scene: names and nodata of the bands.
+        channels: names to take, in order.
+        window: part to read; NaN where it reaches past `stored`.
+    """
+    part = stored if window is None else stored[window.slices]
+    shape = part.shape[:2] if window is None else (window.height, window.width)
+    out = np.full((*shape, len(channels)), np.nan, dtype=np.float32)
+    positions = [scene.bands.index(name) for name in channels]
+    chosen = part[..., positions]
+    inside = out[: chosen.shape[0], : chosen.shape[1]]
+    inside[:] = chosen
+    for i, position in enumerate(positions):
+        inside[..., i][unseen_values(chosen[..., i], scene.nodata[position])] = np.nan
+    return out
+
+
+def class_numbers(
+    label: npt.NDArray[np.uint8], burned: Sequence[str], classes: Sequence[str]
+) -> npt.NDArray[np.uint8]:
+    """One class number a pixel from overlapping label channels.
+
+    Args:
+        label: (height, width, burned classes), 1 inside, 0 outside, 255 ignored.
+        burned: names along the last axis.
+        classes: classes to tell apart; where several are burned, the later wins.
+
+    Returns:
+        uint8 (height, width): 0 where none is burned, 1 to len(classes), 255 ignored.
+    """
+    numbers = np.zeros(label.shape[:2], dtype=np.uint8)
+    for number, name in enumerate(classes, start=1):
+        numbers[label[..., burned.index(name)] == 1] = number
+    numbers[label[..., 0] == IGNORED] = IGNORED
+    return numbers

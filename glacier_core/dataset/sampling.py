@@ -1,0 +1,81 @@
+"""What the network is shown in training: random crops, turned, flipped, jittered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from glacier_core.dataset.loading import Dataset, Sample
+from glacier_core.raster.grid import Window
+from glacier_core.settings import AugmentConf, TrainParams
+
+
+class Crops(TorchDataset[tuple[Tensor, Tensor]]):
+    """Random crops of the training slices, each a function of (seed, epoch, number) alone.
+
+    So the result depends neither on the number of loader processes nor on a restart.
+    """
+
+    def __init__(
+        self, dataset: Dataset, params: TrainParams, augment: AugmentConf, size: int, seed: int
+    ) -> None:
+        self._dataset, self._augment, self._seed, self._size = dataset, augment, seed, size
+        self._samples = dataset.splits["train"]
+        self._repeats = params.crops_per_slice
+
+    def __len__(self) -> int:
+        return len(self._samples) * self._repeats
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Raw channels (size, size, channels) float32 and class numbers (size, size) uint8."""
+        epoch, number = key
+        random = np.random.default_rng([self._seed, epoch, number])
+        sample = self._samples[number % len(self._samples)]
+        window = self._window(sample, random)
+        image = self._dataset.image("train", sample, window)
+        label = self._dataset.label("train", sample, window)
+        if self._augment.quarter_turns:
+            turns = int(random.integers(4))
+            image, label = np.rot90(image, turns), np.rot90(label, turns)
+        if self._augment.flips and random.random() < 0.5:
+            image, label = image[::-1], label[::-1]
+        return (
+            torch.from_numpy(np.ascontiguousarray(image)),
+            torch.from_numpy(np.ascontiguousarray(label)),
+        )
+
+    def _window(self, sample: Sample, random: np.random.Generator) -> Window:
+        row, col = (
+            int(random.integers(max(length - self._size, 0) + 1))
+            for length in (sample.height, sample.width)
+        )
+        return Window(row, col, self._size, self._size)
+
+
+class ShuffledEpoch(Sampler[tuple[int, int]]):
+    """(epoch, number) of every crop of the current epoch, in an order of its own."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length, self._seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._length)
+        return iter([(self.epoch, int(i)) for i in order])
+
+
+def jittered(x: Tensor, gain: float, offset: float, generator: torch.Generator) -> Tensor:
+    """Normalised channels (batch, channels, height, width), each times and plus a little."""
+    if gain == 0 and offset == 0:
+        return x
+    shape = (*x.shape[:2], 1, 1)
+    times = 1 + gain * (2 * torch.rand(shape, generator=generator) - 1)
+    plus = offset * (2 * torch.rand(shape, generator=generator) - 1)
+    return x * times.to(x.device) + plus.to(x.device)

@@ -1,0 +1,287 @@
+"""Cutting a scene and its mask into square slices whose footprints are true."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyproj import Transformer
+from shapely.geometry import Polygon, mapping
+from shapely.ops import transform as transform_shape
+from tqdm import tqdm
+
+from glacier_core.config import Project
+from glacier_core.errors import InputError
+from glacier_core.files import whole_folder
+from glacier_core.raster.grid import Grid, Window, tile_windows
+from glacier_core.raster.scene import Scene, unseen_values
+
+logger = logging.getLogger(__name__)
+
+IGNORED = 255
+"""Label of pixels about which nothing is known: not seen, outside the border, under cloud."""
+
+# A straight edge of 15 km in a UTM zone departs from the straight line between its reprojected
+# ends by metres; with a vertex every sixteenth of the edge, by centimetres.
+_EDGE_VERTICES = 16
+# Coordinates to the millimetre: a pixel's corner is found again by who reads the file.
+_DEGREE_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """One slice as `slices.geojson` describes it.
+
+    Attributes:
+        scene: scene id.
+        k: number of the slice in its scene, row by row.
+        img, label: file names in the scene's slice folder; None where nothing was seen, as
+            such slices are not written.
+        row, col, height, width: the pixels of the scene that it shows.
+        valid_fraction: share of those pixels that are not ignored.
+        class_fractions: by class, the share of valid pixels inside its outlines.
+        mean: by band, over valid pixels; None where there are none.
+    """
+
+    scene: str
+    k: int
+    img: str | None
+    label: str | None
+    row: int
+    col: int
+    height: int
+    width: int
+    valid_fraction: float
+    class_fractions: dict[str, float]
+    mean: dict[str, float | None]
+
+    @property
+    def window(self) -> Window:
+        return Window(self.row, self.col, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class SlicedScene:
+    """The content of a scene's `slices.geojson`.
+
+    Attributes:
+        id, source, date: the scene, its file, its date (ISO, or None).
+        bands: band names, the last axis of the slices.
+        nodata: one value or None a band; a pixel holding it was not seen in that band.
+        classes: class names, the last axis of the labels.
+        used: channels in which a pixel must be seen not to be ignored.
+        slices: one record a slice.
+        footprints: their polygons (longitude, latitude).
+    """
+
+    id: str
+    source: str
+    date: str | None
+    bands: list[str]
+    nodata: list[float | None]
+    classes: list[str]
+    used: list[str]
+    slices: list[SliceRecord]
+    footprints: list[Polygon]
+
+    @classmethod
+    def read(cls, path: Path) -> SlicedScene:
+        """Read `slices.geojson` of a scene.
+
+        Raises:
+            InputError: missing, because the scene was not sliced yet.
+        """
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; run `glacier slice` first") from None
+        head = content["scene"]
+        return cls(
+            **head,
+            slices=[SliceRecord(**feature["properties"]) for feature in content["features"]],
+            footprints=[
+                Polygon(feature["geometry"]["coordinates"][0]) for feature in content["features"]
+            ],
+        )
+
+    def to_geojson(self) -> dict[str, Any]:
+        head = {
+            key: getattr(self, key)
+            for key in ("id", "source", "date", "bands", "nodata", "classes", "used")
+        }
+        return {
+            "type": "FeatureCollection",
+            "name": "slices",
+            "scene": head,
+            "features": [
+                {"type": "Feature", "geometry": mapping(shape), "properties": asdict(record)}
+                for record, shape in zip(self.slices, self.footprints, strict=True)
+            ],
+        }
+
+
+def footprint(grid: Grid, window: Window) -> Polygon:
+    """The ground that a window shows as (longitude, latitude), WGS 84, counter-clockwise."""
+    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    shape = grid.footprint(window)
+    shape = shape.segmentize(shape.length / 4 / _EDGE_VERTICES)
+    degrees = transform_shape(to_degrees.transform, shape)
+    ring = [
+        (round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in degrees.exterior.coords
+    ]
+    return Polygon(ring if degrees.exterior.is_ccw else ring[::-1])
+
+
+def label_of(mask: npt.NDArray[np.uint8], seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Label (height, width, classes): the mask where seen, `IGNORED` elsewhere."""
+    return np.where(seen[..., None], mask, np.uint8(IGNORED))
+
+
+def slice_scene(project: Project, scene_id: str) -> SlicedScene:
+    """Write a scene's `slice_{id}_img_{k}.npy`, `slice_{id}_label_{k}.npy`, `slices.geojson`.
+
+    Images are (size, size, bands) in the scene's own dtype (floats as float32, unseen values
+    as NaN or the band's nodata value); labels uint8 (size, size, classes): 1 inside an
+    outline, 0 outside, 255 ignored. A scene smaller than a slice is padded on the right and
+    below with unseen, ignored pixels. Memory is a few slices, whatever the scene's size.
+
+    Raises:
+        InputError: the scene is damaged, lacks a channel, or its mask is missing or of
+            another shape; nothing is written.
+    """
+    conf, scene_conf, params = project.masking, project.scene(scene_id), project.params.slice
+    used = project.postprocess.channels
+    mask_folder = project.mask_folder(scene_id)
+    with Scene(project.root / scene_conf.img_path, conf.bands) as scene:
+        scene.positions(used)
+        grid = scene.grid
+        mask = _mapped(mask_folder / f"mask_{scene_id}.npy", grid)
+        border = _mapped(mask_folder / f"border_{scene_id}.npy", grid)
+        if mask.shape[2] != len(conf.classes):
+            raise InputError(
+                f"{mask_folder}: has {mask.shape[2]} classes, conf/masking_paths.yaml names "
+                f"{len(conf.classes)}; run `glacier mask` again"
+            )
+        if min(grid.height, grid.width) < params.size:
+            logger.info(
+                "%s: %d x %d pixels, smaller than a slice of %d: padded with ignored pixels",
+                scene_id,
+                grid.height,
+                grid.width,
+                params.size,
+            )
+        records, footprints = [], []
+        windows = tile_windows(grid.height, grid.width, params.size, params.overlap)
+        with whole_folder(project.slice_folder(scene_id)) as folder:
+            for k, window in enumerate(tqdm(windows, desc=f"slice {scene_id}", disable=None)):
+                pixels = scene.read(window)
+                seen = scene.seen(pixels, used) & (border[window.slices] == 1)
+                label = label_of(mask[window.slices], seen)
+                record = _describe(scene_id, k, window, scene.bands, conf.classes, pixels, label)
+                if record.img is not None and record.label is not None:
+                    pixels = _blank(pixels, scene.nodata)
+                    np.save(folder / record.img, _padded(pixels, params.size, scene.nodata))
+                    np.save(folder / record.label, _padded(label, params.size, [IGNORED]))
+                records.append(record)
+                footprints.append(footprint(grid, window))
+            result = SlicedScene(
+                id=scene_id,
+                source=scene_conf.img_path,
+                date=scene_conf.date,
+                bands=scene.bands,
+                nodata=scene.nodata,
+                classes=conf.classes,
+                used=used,
+                slices=records,
+                footprints=footprints,
+            )
+            (folder / "slices.geojson").write_text(json.dumps(result.to_geojson()))
+    unseen = sum(record.img is None for record in records)
+    logger.info(
+        "%s: %d slices, %d of them without a valid pixel and not written",
+        scene_id,
+        len(records),
+        unseen,
+    )
+    return result
+
+
+def _mapped(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
+    try:
+        array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run `glacier mask` first") from None
+    if array.shape[:2] != (grid.height, grid.width):
+        raise InputError(
+            f"{path}: {array.shape[0]} x {array.shape[1]} pixels, but the scene has "
+            f"{grid.height} x {grid.width}: they are of different grids; run `glacier mask` again"
+        )
+    return array
+
+
+def _describe(
+    scene_id: str,
+    k: int,
+    window: Window,
+    bands: Sequence[str],
+    classes: Sequence[str],
+    pixels: npt.NDArray[np.generic],
+    label: npt.NDArray[np.uint8],
+) -> SliceRecord:
+    valid = label[..., 0] != IGNORED
+    count = int(valid.sum())
+    fractions = {
+        name: int((label[..., i] == 1).sum()) / count if count else 0.0
+        for i, name in enumerate(classes)
+    }
+    mean: dict[str, float | None] = {}
+    for i, name in enumerate(bands):
+        values = pixels[..., i][valid].astype(np.float64)
+        values = values[np.isfinite(values)]
+        mean[name] = float(values.mean()) if values.size else None
+    return SliceRecord(
+        scene=scene_id,
+        k=k,
+        img=f"slice_{scene_id}_img_{k}.npy" if count else None,
+        label=f"slice_{scene_id}_label_{k}.npy" if count else None,
+        row=window.row,
+        col=window.col,
+        height=window.height,
+        width=window.width,
+        valid_fraction=count / valid.size,
+        class_fractions=fractions,
+        mean=mean,
+    )
+
+
+def _blank(
+    pixels: npt.NDArray[np.generic], nodata: Sequence[float | None]
+) -> npt.NDArray[np.generic]:
+    """Floats with NaN wherever a band was not seen; integers keep their nodata value."""
+    if pixels.dtype.kind == "f":
+        for i, value in enumerate(nodata):
+            pixels[..., i][unseen_values(pixels[..., i], value)] = np.nan
+    return pixels
+
+
+def _padded(
+    array: npt.NDArray[np.generic], size: int, fill: Sequence[float | None]
+) -> npt.NDArray[np.generic]:
+    """Extended to (size, size, ...) on the right and below with values that mean unseen."""
+    height, width, depth = array.shape
+    if (height, width) == (size, size):
+        return array
+    out = np.zeros((size, size, depth), dtype=array.dtype)
+    if array.dtype.kind == "f":
+        out[:] = np.nan
+    else:
+        for i in range(depth):
+            out[..., i] = (fill[i] if len(fill) > 1 else fill[0]) or 0
+    out[:height, :width] = array
+    return out

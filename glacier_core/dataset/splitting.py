@@ -1,0 +1,231 @@
+"""Which slices train, which choose, which judge: splits that do not leak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import shapely
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from glacier_core.errors import InputError
+from glacier_core.settings import SPLITS
+
+# Blocks lie on one fixed grid of the whole Earth, so that a new scene moves no block: the
+# equal-area cylindrical EASE-Grid 2.0 (Brodzik et al. 2012).
+_BLOCK_CRS = "EPSG:6933"
+
+# Where two splits come too close, the earlier in this list keeps its slice.
+_PRECEDENCE = ("test", "dev", "train")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A slice to be put into a split.
+
+    Attributes:
+        scene: its scene's id.
+        year: its scene's year, None where unknown.
+        weights: what a split should have its share of: valid pixels, and pixels of each class.
+    """
+
+    scene: str
+    year: int | None
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Split of each candidate (None: dropped for lying too close to another split).
+
+    Attributes:
+        splits: one entry a candidate.
+        blocks: block name of each candidate, as the report and the bootstrap group them.
+        leaky: True where slices of two splits may show the same ground.
+        overlapping_pairs: pairs of slices in different splits that overlap.
+    """
+
+    splits: list[str | None]
+    blocks: list[str]
+    leaky: bool
+    overlapping_pairs: int
+
+
+def _balanced(
+    groups: Sequence[str],
+    candidates: Sequence[Candidate],
+    shares: Mapping[str, float],
+    seed: int,
+) -> dict[str, str]:
+    """Assign whole groups so that each split gets its share of every weight.
+
+    Heaviest groups first, each to the split that brings all shares nearest to their targets;
+    the seed shuffles groups of similar weight.
+    """
+    names = sorted({name for c in candidates for name in c.weights})
+    order = sorted(set(groups))
+    content = np.zeros((len(order), len(names)))
+    for group, candidate in zip(groups, candidates, strict=True):
+        content[order.index(group)] += [candidate.weights.get(name, 0.0) for name in names]
+    totals = content.sum(axis=0)
+    content = content[:, totals > 0] / totals[totals > 0]
+    target = np.array([shares[name] for name in SPLITS])[:, None]
+    filled = np.zeros((len(SPLITS), content.shape[1]))
+    jitter = np.random.default_rng(seed).uniform(0.7, 1.3, len(order))
+    chosen = {}
+    for i in np.argsort(-content.sum(axis=1) * jitter, kind="stable"):
+        costs = []
+        for s in range(len(SPLITS)):
+            trial = filled.copy()
+            trial[s] += content[i]
+            # A split that may not have anything must stay empty at any price.
+            costs.append(np.inf if target[s] == 0 else float(((trial - target) ** 2).sum()))
+        best = int(np.argmin(costs))
+        filled[best] += content[i]
+        chosen[order[i]] = SPLITS[best]
+    return chosen
+
+
+def _blocks(footprints: gpd.GeoSeries, block_km: float, buffer_m: float) -> list[str]:
+    """Name of each slice's block: a cell of the block grid.
+
+    A patch of connected slices that fits into a block goes as a whole to the cell of its
+    centre: cutting it would drop slices along the cut for nothing. Larger patches are cut
+    along the grid.
+    """
+    plane = footprints.to_crs(_BLOCK_CRS)
+    edge = block_km * 1000
+    centres = shapely.get_coordinates(plane.centroid.values)
+    pairs = _close_pairs(footprints, buffer_m)
+    count = len(footprints)
+    links = coo_matrix((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(count, count))
+    _, patch = connected_components(links, directed=False)
+    bounds = plane.bounds.groupby(patch).agg(
+        {"minx": "min", "miny": "min", "maxx": "max", "maxy": "max"}
+    )
+    for number, (west, south, east, north) in zip(bounds.index, bounds.to_numpy(), strict=True):
+        if max(east - west, north - south) <= edge:
+            centres[patch == number] = (west + east) / 2, (south + north) / 2
+    cells = np.floor(centres / edge).astype(int)
+    return [f"{row}_{col}" for col, row in cells]
+
+
+def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np.intp]:
+    """Pairs (i, j) of footprints nearer than a distance on the ground; shape (2, pairs)."""
+    lon, lat = footprints.union_all().centroid.coords[0]
+    metres = footprints.to_crs(f"+proj=laea +lat_0={lat} +lon_0={lon} +datum=WGS84")
+    shapes = np.asarray(metres.values, dtype=object)
+    pairs: npt.NDArray[np.intp] = shapely.STRtree(shapes).query(
+        shapes, predicate="dwithin", distance=distance_m
+    )
+    return pairs[:, pairs[0] < pairs[1]]
+
+
+def _overlaps(footprints: gpd.GeoSeries, splits: Sequence[str | None]) -> int:
+    pairs = _close_pairs(footprints, 0.0)
+    shapes = np.asarray(footprints.values, dtype=object)
+    count = 0
+    for i, j in pairs.T:
+        if splits[i] and splits[j] and splits[i] != splits[j]:
+            count += bool(shapely.area(shapely.intersection(shapes[i], shapes[j])) > 0)
+    return count
+
+
+def assign(
+    footprints: gpd.GeoSeries,
+    candidates: Sequence[Candidate],
+    *,
+    method: str,
+    shares: Mapping[str, float],
+    block_km: float,
+    buffer_m: float,
+    named: Mapping[str, str],
+    regions: gpd.GeoDataFrame | None,
+    seed: int,
+) -> Assignment:
+    """Put slices into train, dev and test.
+
+    Args:
+        footprints: polygon of each slice, EPSG:4326.
+        candidates: one a footprint.
+        method: `blocks` (whole blocks of ground, each split its share of every class),
+            `regions` (polygons with a column `split`), `scenes` or `years` (by `named`), or
+            `random`, which leaks and says so.
+        shares: target share of each split (blocks, random).
+        block_km: edge of a block.
+        buffer_m: no two slices of different splits lie nearer than this on the ground; the
+            slice of the less protected split is dropped (train before dev before test).
+            Applied by every method but `random`, as a scene's neighbour in space or time
+            shows the same ground.
+        named: scene id or year to split.
+        regions: for `regions`, any CRS.
+        seed: shuffles ties.
+
+    Raises:
+        InputError: a scene, year or region has no split, or a wanted split ends up empty.
+    """
+    blocks = _blocks(footprints, block_km, buffer_m)
+    if method == "blocks":
+        chosen = _balanced(blocks, candidates, shares, seed)
+        splits: list[str | None] = [chosen[block] for block in blocks]
+        wanted = [name for name in SPLITS if shares[name] > 0]
+    elif method == "random":
+        order = np.random.default_rng(seed).permutation(len(candidates))
+        edges = np.cumsum([shares[name] for name in SPLITS]) * len(candidates)
+        splits = [None] * len(candidates)
+        for rank, i in enumerate(order):
+            splits[i] = SPLITS[min(int(np.searchsorted(edges, rank + 0.5)), len(SPLITS) - 1)]
+        wanted = [name for name in SPLITS if shares[name] > 0]
+    elif method == "regions":
+        assert regions is not None
+        splits = _by_region(footprints, regions)
+        wanted = sorted(set(regions["split"]))
+    else:
+        keys = [c.scene if method == "scenes" else str(c.year) for c in candidates]
+        unassigned = sorted(set(keys) - set(named))
+        if unassigned:
+            raise InputError(
+                f"conf/postprocess.yaml: assign: no split for {method[:-1]} {', '.join(unassigned)}"
+            )
+        splits = [named[key] for key in keys]
+        wanted = sorted(set(named.values()))
+
+    leaky = method == "random"
+    if not leaky:
+        _drop_close(footprints, splits, buffer_m)
+    for name in wanted:
+        if name not in splits:
+            raise InputError(
+                f"the {name} split is empty: {len(candidates)} slices in {len(set(blocks))} blocks "
+                f"of {block_km:g} km, split by {method}, {splits.count(None)} dropped for lying "
+                f"within {buffer_m:g} m of another split. Use smaller slices or another "
+                "postprocess.block_km, or assign scenes yourself (split: scenes)."
+            )
+    return Assignment(splits, blocks, leaky, _overlaps(footprints, splits))
+
+
+def _drop_close(footprints: gpd.GeoSeries, splits: list[str | None], buffer_m: float) -> None:
+    for i, j in _close_pairs(footprints, buffer_m).T:
+        first, second = splits[i], splits[j]
+        if first is None or second is None or first == second:
+            continue
+        loser = i if _PRECEDENCE.index(first) > _PRECEDENCE.index(second) else j
+        splits[loser] = None
+
+
+def _by_region(footprints: gpd.GeoSeries, regions: gpd.GeoDataFrame) -> list[str | None]:
+    """Split of the region that holds a slice's centre; None outside every region."""
+    if "split" not in regions.columns or not set(regions["split"]) <= set(SPLITS):
+        raise InputError(
+            "regions_path: each polygon needs a column 'split' with train, dev or test"
+        )
+    shapes = regions.to_crs("EPSG:4326")
+    splits: list[str | None] = []
+    for centre in footprints.centroid:
+        inside = shapes["split"][shapes.contains(centre)]
+        splits.append(str(inside.iloc[0]) if len(inside) else None)
+    return splits

@@ -1,0 +1,147 @@
+"""What is installed, reachable, locked and free."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import psutil
+
+from glacier_core.config import Project
+from glacier_core.errors import InputError
+
+_PACKAGES = "prefect fastapi sqlalchemy mlflow dvc torch rasterio geopandas numpy pandas".split()
+_LOW_DISK_GB = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `state` is ok, warn or fail."""
+
+    state: str
+    subject: str
+    text: str
+
+
+def examine(project: Project) -> Iterator[Finding]:
+    """Look at everything the pipeline needs; changes nothing."""
+    yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
+    yield from _packages()
+    yield from _hardware(project)
+    yield from _settings(project)
+    yield from _dvc(project)
+    yield from _mlflow(project)
+    yield from _prefect()
+
+
+def _packages() -> Iterator[Finding]:
+    missing = []
+    versions = []
+    for name in _PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Finding("ok", "installed", ", ".join(versions))
+    if missing:
+        yield Finding("fail", "installed", f"missing: {', '.join(missing)}; run `make setup`")
+
+
+def _hardware(project: Project) -> Iterator[Finding]:
+    import torch
+
+    from glacier_core.model.predictor import choose_device, choose_precision
+
+    device = choose_device("auto")
+    precision = choose_precision("auto", device) or torch.float32
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    yield Finding("ok", "compute", f"{name}, trains in {str(precision).removeprefix('torch.')}")
+    memory = psutil.virtual_memory().available / 1e9
+    yield Finding("ok" if memory > 2 else "warn", "memory", f"{memory:.1f} GB free")
+    disk = shutil.disk_usage(project.root).free / 1e9
+    yield Finding("ok" if disk > _LOW_DISK_GB else "warn", "disk", f"{disk:.0f} GB free")
+
+
+def _settings(project: Project) -> Iterator[Finding]:
+    try:
+        scenes = len(project.masking.scenes)
+        _ = (project.params, project.postprocess, project.train)
+        yield Finding("ok", "settings", f"conf/ and params.yaml are valid, {scenes} scenes")
+        absent = [
+            scene.img_path
+            for scene in project.masking.scenes.values()
+            if not (project.root / scene.img_path).exists()
+        ]
+        if absent and not project.masking.simulated:
+            yield Finding("fail", "scenes", f"{len(absent)} missing, first {absent[0]}")
+    except InputError as error:
+        yield Finding("fail", "settings", str(error))
+
+
+def _dvc(project: Project) -> Iterator[Finding]:
+    if not (project.root / ".dvc").is_dir():
+        yield Finding("fail", "dvc", "not initialised here; run `dvc init`")
+        return
+    lock = project.root / ".dvc/tmp/rwlock"
+    held = lock.exists() and lock.read_text().strip() not in ("", "{}")
+    state = "in use by a running stage" if held else "free"
+    yield Finding("warn" if held else "ok", "dvc", f"repository {state}")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "remote", "list"],
+        cwd=project.root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    remotes = done.stdout.split()
+    yield Finding(
+        "ok", "dvc", f"remote: {remotes[0]}" if remotes else "no remote: `dvc push` has no target"
+    )
+
+
+def _answers(url: str) -> bool:
+    parts = urlparse(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((parts.hostname or "127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _mlflow(project: Project) -> Iterator[Finding]:
+    from glacier_core.model.tracking import tracking_uri
+
+    uri = tracking_uri(project.root)
+    if uri.startswith("http"):
+        up = _answers(uri)
+        yield Finding("ok" if up else "fail", "mlflow", f"{uri} {'answers' if up else 'is down'}")
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        yield Finding("ok", "mlflow", f"{path.name} will be created by the first training")
+        return
+    try:
+        with sqlite3.connect(path, timeout=2) as connection:
+            connection.execute("begin immediate")
+            connection.rollback()
+            count = connection.execute("select count(*) from runs").fetchone()[0]
+        yield Finding("ok", "mlflow", f"{path.name}: {count} runs, not locked")
+    except sqlite3.Error as error:
+        yield Finding("warn", "mlflow", f"{path.name}: {error}")
+
+
+def _prefect() -> Iterator[Finding]:
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        yield Finding("ok", "prefect", "PREFECT_API_URL is not set: flows start their own server")
+    else:
+        up = _answers(url)
+        yield Finding("ok" if up else "fail", "prefect", f"{url} {'answers' if up else 'is down'}")

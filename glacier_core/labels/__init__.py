@@ -1,0 +1,1 @@
+"""What an expert says: inventories of outlines, burned into masks."""

@@ -1,0 +1,183 @@
+"""Burning outlines into label masks, a strip of rows at a time."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+import shapely
+from tqdm import tqdm
+
+from glacier_core.config import Project
+from glacier_core.files import whole_folder
+from glacier_core.labels.inventory import Outlines, outlines_for
+from glacier_core.raster.grid import Grid, Window
+from glacier_core.raster.scene import Scene
+from glacier_core.settings import SceneConf
+
+logger = logging.getLogger(__name__)
+
+_STRIP_ROWS = 512
+
+
+def strips(grid: Grid) -> Iterator[Window]:
+    """The grid from top to bottom in windows of full width."""
+    for row in range(0, grid.height, _STRIP_ROWS):
+        yield Window(row, 0, min(_STRIP_ROWS, grid.height - row), grid.width)
+
+
+class Burner:
+    """Polygons of one class, burned window by window.
+
+    Speed is linear in polygons and pixels: each window burns only the polygons that touch it.
+    A pixel belongs to a polygon when its centre lies inside; holes stay holes.
+    """
+
+    def __init__(self, polygons: npt.NDArray[np.object_], grid: Grid) -> None:
+        self._polygons = polygons
+        self._index = shapely.STRtree(polygons)
+        self._grid = grid
+
+    def burn(self, window: Window) -> npt.NDArray[np.uint8]:
+        """uint8 (height, width): 1 inside a polygon, 0 outside."""
+        # In the file's order, so that the result does not depend on the index's.
+        touching = np.sort(self._index.query(self._grid.footprint(window)))
+        if touching.size == 0:
+            return np.zeros((window.height, window.width), dtype=np.uint8)
+        burned: npt.NDArray[np.uint8] = rasterio.features.rasterize(
+            self._polygons[touching],
+            out_shape=(window.height, window.width),
+            transform=self._grid.window_transform(window),
+            dtype=np.uint8,
+        )
+        return burned
+
+
+def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
+    """Write a scene's `mask_{id}.npy`, `border_{id}.npy` and one-row `mask_metadata.csv`.
+
+    The mask is uint8 (height, width, classes), classes in the order of the configuration, 1
+    inside an outline; the border is uint8 (height, width), 1 inside the study area. Memory is
+    one strip of rows, whatever the scene's size.
+
+    Returns:
+        The row of `mask_metadata.csv`.
+
+    Raises:
+        InputError: scene or outlines cannot be used; nothing is written.
+    """
+    conf, scene_conf = project.masking, project.scene(scene_id)
+    with Scene(project.root / scene_conf.img_path, conf.bands) as scene:
+        grid = scene.grid
+    outlines = {
+        name: _read(project, scene_conf, grid, scene_conf.mask_paths[name]) for name in conf.classes
+    }
+    burners = [Burner(outlines[name].polygons, grid) for name in conf.classes]
+    border = None
+    if scene_conf.border_path is not None:
+        area = outlines_for(
+            project.root / scene_conf.border_path,
+            grid,
+            year_field=None,
+            scene_year=None,
+            tolerance=0,
+        )
+        border = Burner(area.polygons, grid)
+
+    pixels = np.zeros(len(burners), dtype=np.int64)
+    km2 = np.zeros(len(burners))
+    row_areas = grid.row_areas_km2()
+    with whole_folder(project.mask_folder(scene_id)) as folder:
+        mask = np.lib.format.open_memmap(
+            folder / f"mask_{scene_id}.npy",
+            mode="w+",
+            dtype=np.uint8,
+            shape=(grid.height, grid.width, len(burners)),
+        )
+        inside = np.lib.format.open_memmap(
+            folder / f"border_{scene_id}.npy",
+            mode="w+",
+            dtype=np.uint8,
+            shape=(grid.height, grid.width),
+        )
+        for window in tqdm(list(strips(grid)), desc=f"mask {scene_id}", disable=None):
+            for k, burner in enumerate(burners):
+                burned = burner.burn(window)
+                mask[window.slices[0], :, k] = burned
+                by_row = burned.sum(axis=1, dtype=np.int64)
+                pixels[k] += by_row.sum()
+                km2[k] += by_row @ row_areas[window.slices[0]]
+            inside[window.slices[0]] = 1 if border is None else border.burn(window)
+        mask.flush()
+        inside.flush()
+        del mask, inside
+        row = _metadata(project, scene_id, grid, outlines, pixels, km2)
+        with (folder / "mask_metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer.writeheader()
+            writer.writerow(row)
+    for k, name in enumerate(conf.classes):
+        chosen = outlines[name]
+        logger.info(
+            "%s %s: %d polygons read, %d left out by year, %d repaired, %d burned, "
+            "%d pixels, %.2f km²",
+            scene_id,
+            name,
+            chosen.read,
+            chosen.left_out,
+            chosen.repaired,
+            chosen.burned,
+            pixels[k],
+            km2[k],
+        )
+    return row
+
+
+def _read(project: Project, scene: SceneConf, grid: Grid, path: str) -> Outlines:
+    return outlines_for(
+        project.root / path,
+        grid,
+        year_field=project.masking.year_field,
+        scene_year=scene.day.year if scene.day else None,
+        tolerance=project.params.mask.year_tolerance,
+    )
+
+
+def _metadata(
+    project: Project,
+    scene_id: str,
+    grid: Grid,
+    outlines: dict[str, Outlines],
+    pixels: npt.NDArray[np.int64],
+    km2: npt.NDArray[np.float64],
+) -> dict[str, object]:
+    folder = project.mask_folder(scene_id).relative_to(project.root)
+    scene = project.scene(scene_id)
+    row: dict[str, object] = {
+        "id": scene_id,
+        "img": scene.img_path,
+        "mask": Path(folder, f"mask_{scene_id}.npy").as_posix(),
+        "border": Path(folder, f"border_{scene_id}.npy").as_posix(),
+        "img_width": grid.width,
+        "img_height": grid.height,
+        "mask_width": grid.width,
+        "mask_height": grid.height,
+        "date": scene.date or "",
+        "crs": grid.crs.to_string(),
+    }
+    for k, name in enumerate(outlines):
+        chosen = outlines[name]
+        row |= {
+            f"{name}_polygons": chosen.read,
+            f"{name}_left_out": chosen.left_out,
+            f"{name}_repaired": chosen.repaired,
+            f"{name}_burned": chosen.burned,
+            f"{name}_pixels": int(pixels[k]),
+            f"{name}_km2": round(float(km2[k]), 6),
+        }
+    return row

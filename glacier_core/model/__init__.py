@@ -1,0 +1,1 @@
+"""What it learns: the U-Net, its training, its score, its registration."""

@@ -1,0 +1,156 @@
+"""A trained model as files: weights without pickle, and everything needed to use them right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from glacier_core.errors import InputError
+from glacier_core.files import whole_file, write_json
+from glacier_core.model.unet import Architecture, GlacierModel, Normalise, UNet
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model must never be used without.
+
+    Attributes:
+        channels: band names of its input, in order.
+        classes: class names of its output, in order, background first.
+        means, standard_deviations: of the training split, by channel, in raw units.
+        impute: see `Normalise`.
+        architecture: of the network.
+        dataset: fingerprint of the dataset that it was trained on.
+        training: fingerprint of dataset and training settings together.
+        sources: images that its training slices were cut from.
+    """
+
+    channels: list[str]
+    classes: list[str]
+    means: list[float]
+    standard_deviations: list[float]
+    impute: str | float
+    architecture: Architecture
+    dataset: str
+    training: str
+    sources: list[str]
+
+    def build(self) -> GlacierModel:
+        """The network with fresh weights."""
+        normalise = Normalise(self.means, self.standard_deviations, self.impute)
+        network = UNet(len(self.channels), len(self.classes), self.architecture)
+        return GlacierModel(normalise, network)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ModelDescription:
+        return cls(**{**content, "architecture": Architecture(**content["architecture"])})
+
+
+def save_model(folder: Path, description: ModelDescription, model: GlacierModel) -> None:
+    """Write `model.safetensors` and `model.json` into a folder."""
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    with whole_file(folder / WEIGHTS) as beside:
+        save_file(weights, beside)
+    write_json(folder / DESCRIPTION, description.to_json())
+
+
+class Predictor:
+    """A trained model in use.
+
+    Attributes:
+        description: its channels, classes and statistics.
+        model: in evaluation mode.
+    """
+
+    def __init__(
+        self, description: ModelDescription, model: GlacierModel, device: str, precision: str
+    ) -> None:
+        self.description = description
+        self.device = choose_device(device)
+        self.autocast = choose_precision(precision, self.device)
+        self.model = model.to(self.device).eval()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Predictor:
+        """Load from the folder that `save_model` wrote. No pickled code is run.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        try:
+            description = ModelDescription.from_json(json.loads((folder / DESCRIPTION).read_text()))
+            weights = load_file(folder / WEIGHTS)
+            model = description.build()
+            model.load_state_dict(weights)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{error.filename or folder}: no trained model; run `glacier train` first"
+            ) from None
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise InputError(f"{folder}: the model is damaged ({error})") from error
+        return cls(description, model, device, precision)
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Class probabilities of raw pixels.
+
+        Args:
+            pixels: float32 (batch, channels, height, width), raw band values in the order of
+                `description.channels`, NaN where unseen; any batch, height and width.
+
+        Returns:
+            float32 (batch, classes, height, width), summing to 1; NaN where any channel was
+            unseen, since nothing seen is not "no ice".
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != len(self.description.channels):
+            raise InputError(
+                f"the model takes (batch, {len(self.description.channels)}, height, width) with "
+                f"channels {', '.join(self.description.channels)}; found shape {pixels.shape}"
+            )
+        x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        ):
+            logits = self.model(x)
+        result: npt.NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
+        unseen = ~np.isfinite(pixels).all(axis=1)
+        np.moveaxis(result, 1, -1)[unseen] = np.nan
+        return result
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a CUDA device where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("conf/train.yaml: device: cuda is not available here; set auto or cpu")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype, None for full float32.
+
+    `auto` is bfloat16 where the hardware multiplies in it; elsewhere emulation would be slower.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = bool(torch.cpu._is_avx512_bf16_supported())
+        name = "bfloat16" if fast else "float32"
+    return torch.bfloat16 if name == "bfloat16" else None

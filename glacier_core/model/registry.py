@@ -1,0 +1,222 @@
+"""The registered model: versions, champion and challenger."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from glacier_core.config import Project
+from glacier_core.errors import InputError
+from glacier_core.files import write_json
+from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, ModelDescription
+from glacier_core.model.tracking import (
+    connect,
+    lineage,
+    lock_stages,
+    log_epoch,
+    open_run,
+    run_url,
+    tracking_uri,
+)
+from glacier_core.model.training import HISTORY
+
+logger = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_KEY = "glacier.train_key"
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def train_key(project: Project, description: ModelDescription) -> str:
+    """What makes one trained model another: the hash of DVC's `train` entry.
+
+    Where the model on disk is not the one that DVC recorded (trained by hand), the training
+    fingerprint stands in.
+    """
+    entry = lock_stages(project.root).get("train")
+    weights = project.run_folder / "models" / WEIGHTS
+    if entry:
+        relative = weights.relative_to(project.root).as_posix()
+        recorded = {out["path"]: out.get("md5") for out in entry.get("outs", [])}
+        actual = hashlib.md5(weights.read_bytes(), usedforsecurity=False).hexdigest()
+        if recorded.get(relative) == actual:
+            return _hash(entry)
+    return description.training
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered model version.
+
+    Attributes:
+        model, version: as MLflow names them.
+        alias: `champion`, `challenger`, or empty where another took it over.
+        run_id, run_url: its run; the URL is for the UI's address on this machine.
+        key: see `train_key`.
+        new: whether this call made it.
+    """
+
+    model: str
+    version: str
+    alias: str
+    run_id: str
+    run_url: str
+    key: str
+    new: bool
+
+
+def register(project: Project) -> Registration:
+    """Register the trained model as a version of `glacier-unet`, once.
+
+    The first version becomes `champion`; later ones `challenger`. A training that was logged
+    while it ran keeps its run; one restored from DVC's cache, or trained while MLflow was
+    away, gets a run from its files. Called again it changes nothing and returns the same.
+
+    Raises:
+        InputError: there is no trained or evaluated model, or MLflow cannot be reached.
+    """
+    models, evaluation = project.run_folder / "models", project.evaluation_folder
+    for path, step in ((models / DESCRIPTION, "train"), (evaluation / "metrics.json", "evaluate")):
+        if not path.exists():
+            raise InputError(f"{path}: no such file; run `glacier {step}` first")
+    description = ModelDescription.from_json(json.loads((models / DESCRIPTION).read_text()))
+    key = train_key(project, description)
+    name = project.train.tracking.model_name
+    try:
+        client = connect(project)
+        existing = _find_version(client, name, key)
+        run_id = existing.run_id if existing else _complete_run(client, project, description)
+        version = existing or _log_model(client, project, description, run_id, key)
+        experiment_id = client.get_run(run_id).info.experiment_id
+        alias = _alias_of(client, name, version.version)
+    except MlflowException as error:
+        raise InputError(
+            f"MLflow at {tracking_uri(project.root)} refused: {error.message}. The model stays in "
+            f"{models}; run `glacier register` again when MLflow is back."
+        ) from error
+    result = Registration(
+        model=name,
+        version=str(version.version),
+        alias=alias,
+        run_id=run_id,
+        run_url=run_url(experiment_id, run_id),
+        key=key,
+        new=existing is None,
+    )
+    # No run id or version in it: these differ from store to store, and DVC records this file.
+    write_json(project.root / "data/registration.json", {"model": name, "key": key})
+    logger.info(
+        "%s version %s (%s)%s",
+        name,
+        result.version,
+        alias or "no alias",
+        "" if result.new else ", registered before",
+    )
+    return result
+
+
+def _find_version(client: MlflowClient, name: str, key: str) -> Any:
+    versions = client.search_model_versions(f"name = '{name}' and tags.`{_KEY}` = '{key}'")
+    return versions[0] if versions else None
+
+
+def _alias_of(client: MlflowClient, name: str, version: str) -> str:
+    aliases = client.get_registered_model(name).aliases  # search_model_versions returns none
+    held = [alias for alias, holder in aliases.items() if str(holder) == str(version)]
+    return CHAMPION if CHAMPION in held else ", ".join(sorted(held))
+
+
+def _complete_run(client: MlflowClient, project: Project, description: ModelDescription) -> str:
+    """The run of this training with all that belongs to it, from the files on disk."""
+    run_id = open_run(client, project, description)
+    known = client.get_run(run_id).data.metrics
+    with (project.run_folder / "models" / HISTORY).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    done = len(client.get_metric_history(run_id, "loss")) if "loss" in known else 0
+    for row in rows[done:]:
+        log_epoch(client, run_id, row)
+    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    for method in ("unet", "forest", "threshold"):
+        prefix = "test" if method == "unet" else f"test_{method}"
+        for name, values in metrics.get(method, {}).items():
+            for score, value in values.items():
+                if isinstance(value, (int, float)) and score != "pixels":
+                    label = score if name == "all" else f"{name}_{score}"
+                    client.log_metric(run_id, f"{prefix}_{label}", value)
+    client.set_tag(run_id, "split", f"{metrics['protocol']['split']}"
+                   + (" (leaky)" if metrics["protocol"]["leaky"] else ""))  # fmt: skip
+    for tag, value in lineage(project).items():
+        if tag.startswith("dvc."):
+            client.set_tag(run_id, tag, value)
+    client.log_artifacts(run_id, str(project.evaluation_folder), "evaluation")
+    for path in sorted((project.run_folder / "models").glob("*.*")):
+        client.log_artifact(run_id, str(path), "checkpoints")
+    if (project.root / "dvc.lock").exists():
+        client.log_artifact(run_id, str(project.root / "dvc.lock"), "data")
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _log_model(
+    client: MlflowClient, project: Project, description: ModelDescription, run_id: str, key: str
+) -> Any:
+    models = project.run_folder / "models"
+    channels, classes = len(description.channels), len(description.classes)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, channels, -1, -1), "pixels")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes, -1, -1), "probabilities")]),
+    )
+    # Each channel at its mean: a valid tile of raw values.
+    means = np.array(description.means, dtype=np.float32)[None, :, None, None]
+    name = project.train.tracking.model_name
+    package = Path(__file__).parents[1]
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"weights": str(models / WEIGHTS), "description": str(models / DESCRIPTION)},
+            signature=signature,
+            input_example={"pixels": np.broadcast_to(means, (1, channels, 16, 16)).copy()},
+            code_paths=[str(package)],
+            pip_requirements=_requirements(),
+            metadata={**asdict(description), "key": key},
+        )
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(
+            name, description="Clean and debris-covered ice from Landsat: raw bands in, "
+            "class probabilities out, normalisation inside",
+        )  # fmt: skip
+    version = client.create_model_version(
+        name,
+        source=logged.model_uri,
+        run_id=run_id,
+        tags={_KEY: key, "dataset": description.dataset},
+    )
+    aliases = client.get_registered_model(name).aliases
+    client.set_registered_model_alias(
+        name, CHALLENGER if CHAMPION in aliases else CHAMPION, version.version
+    )
+    return version
+
+
+def _requirements() -> list[str]:
+    return [
+        f"{name}=={version(name).split('+')[0]}"
+        for name in ("mlflow", "numpy", "torch", "safetensors")
+    ]

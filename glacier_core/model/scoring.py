@@ -1,0 +1,29 @@
+"""A model over a whole split, every pixel once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from glacier_core.dataset.loading import Dataset, Sample
+from glacier_core.dataset.slicing import IGNORED
+from glacier_core.model.predictor import Predictor
+
+
+def predict_split(
+    predictor: Predictor, dataset: Dataset, split: str
+) -> Iterator[tuple[Sample, npt.NDArray[np.uint8], npt.NDArray[np.float32]]]:
+    """Predict each slice of a split.
+
+    Yields:
+        The sample; its true class numbers (height, width), with 255 also where an earlier slice
+        of the same scene shows the pixel, so that each counts once; and class probabilities
+        (classes, height, width), 0 where nothing was seen.
+    """
+    samples = dataset.splits[split]
+    for sample, once in zip(samples, dataset.counted_once(split), strict=True):
+        truth = np.where(once, dataset.label(split, sample), np.uint8(IGNORED))
+        image = np.moveaxis(dataset.image(split, sample), -1, 0)
+        yield sample, truth, np.nan_to_num(predictor.probabilities(image[None])[0])

@@ -1,0 +1,206 @@
+"""MLflow runs: what a training was made of, and how it went."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glacier_core.config import Project
+from glacier_core.model.predictor import DESCRIPTION, ModelDescription
+from glacier_core.model.training import Row
+
+# Before MLflow is imported: it reads these once. Nothing is sent anywhere.
+for _name, _value in {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+_TRAINING = "glacier.training"
+
+
+def tracking_uri(root: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or an SQLite file in the project's folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def connect(project: Project) -> MlflowClient:
+    """Point MLflow at the project's store and experiment, creating what is missing."""
+    root = project.root.resolve()
+    uri = tracking_uri(root)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = MlflowClient()
+    name = project.train.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # Next to the database when that is ours; a server decides for itself.
+        place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        identity = client.create_experiment(
+            name,
+            artifact_location=place,
+            # So that the UI shows this as model training, not as GenAI.
+            tags={"mlflow.experimentKind": "custom_model_development"},
+        )
+    else:
+        identity = experiment.experiment_id
+    mlflow.set_experiment(experiment_id=identity)
+    return client
+
+
+# --- Where a model comes from ----------------------------------------------------------------
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=root, capture_output=True, text=True, check=False, timeout=30
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def lock_stages(root: Path) -> dict[str, Any]:
+    path = root / "dvc.lock"
+    if not path.exists():
+        return {}
+    stages: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    return stages
+
+
+def lineage(project: Project) -> dict[str, str]:
+    """Tags that say which code and which data: git commit, and DVC's hash of each data set."""
+    tags = {
+        "git.commit": _git(project.root, "rev-parse", "HEAD") or "none",
+        "git.dirty": str(bool(_git(project.root, "status", "--porcelain"))).lower(),
+    }
+    for stage, entry in lock_stages(project.root).items():
+        hashes = [out.get("md5", "") for out in entry.get("outs", [])]
+        if stage == "postprocess":
+            tags |= {f"dvc.{Path(out['path']).name}": out.get("md5", "") for out in entry["outs"]}
+        elif stage.split("@")[0] in ("mask", "slice"):
+            tags[f"dvc.{stage.replace('@', '.')}"] = " ".join(hashes)
+    return tags
+
+
+def _flat(prefix: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {
+            k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}", inner).items()
+        }
+    return {prefix: str(value)}
+
+
+def hyperparameters(project: Project) -> dict[str, str]:
+    """Every parameter and method, flat, as MLflow compares them."""
+    return {
+        "seed": str(project.params.seed),
+        **_flat("mask", project.params.mask.model_dump()),
+        **_flat("slice", project.params.slice.model_dump()),
+        **_flat("postprocess", project.params.postprocess.model_dump()),
+        **_flat("postprocess", project.postprocess.model_dump(exclude={"assign"})),
+        **_flat("train", project.params.train.model_dump()),
+        **_flat("train", project.train.model_dump(exclude={"tracking"})),
+    }
+
+
+def run_url(experiment_id: str, run_id: str) -> str:
+    """Address of a run in the UI, in its view for model training."""
+    base = os.environ.get("GLACIER_MLFLOW_UI", "http://127.0.0.1:5000")
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+# --- A run, while it trains and afterwards ---------------------------------------------------
+
+
+def _find_run(client: MlflowClient, project: Project, training: str) -> str | None:
+    experiment = client.get_experiment_by_name(project.train.tracking.experiment)
+    assert experiment is not None  # `connect` made it
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`{_TRAINING}` = '{training}'", max_results=1
+    )
+    return found[0].info.run_id if found else None
+
+
+def open_run(client: MlflowClient, project: Project, description: ModelDescription) -> str:
+    """Start the run of a training, or the one already there."""
+    known = _find_run(client, project, description.training)
+    if known is not None:
+        return known
+    tags = {_TRAINING: description.training, "dataset": description.dataset, **lineage(project)}
+    with mlflow.start_run(run_name=project.params.train.run_name, tags=tags) as run:
+        mlflow.log_params(hyperparameters(project))
+        mlflow.log_dict(description.to_json(), DESCRIPTION)
+        mlflow.log_artifact(str(project.root / project.postprocess.statistics_path), "data")
+        for name in ("params.yaml", "conf/masking_paths.yaml", "conf/postprocess.yaml",
+                     "conf/train.yaml"):  # fmt: skip
+            mlflow.log_artifact(str(project.root / name), "settings")
+        identity: str = run.info.run_id
+    return identity
+
+
+def log_epoch(client: MlflowClient, run_id: str, row: Mapping[str, float | str]) -> None:
+    step = int(float(row["epoch"]))
+    for key, value in row.items():
+        try:
+            number = float(value)
+        except ValueError:  # undefined: the class does not occur
+            continue
+        if key != "epoch":
+            client.log_metric(run_id, key, number, step=step)
+
+
+class RunLogger:
+    """An observer of training that writes the MLflow run as it goes.
+
+    Training never fails for MLflow's sake: whatever could not be logged is written by
+    `register` from the files of the run.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._client: MlflowClient | None = None
+        self._run_id = ""
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (MlflowException, OSError) as error:
+            if self._client is not None:
+                logger.warning("MLflow cannot be reached; `glacier register` will log: %s", error)
+            self._client = None
+
+    def begin(self, description: ModelDescription, past: list[Row]) -> None:
+        def start() -> None:
+            self._client = client = connect(self._project)
+            self._run_id = open_run(client, self._project, description)
+            mlflow.enable_system_metrics_logging()
+            mlflow.set_system_metrics_sampling_interval(5)
+            mlflow.start_run(run_id=self._run_id)
+            for row in past:
+                log_epoch(client, self._run_id, row)
+            logger.info("MLflow run %s", self._run_id)
+
+        self._try(start)
+
+    def epoch(self, row: Row) -> None:
+        if (client := self._client) is not None:
+            self._try(lambda: log_epoch(client, self._run_id, row))
+
+    def end(self, error: BaseException | None) -> None:
+        if self._client is not None:
+            status = "FINISHED" if error is None else "KILLED"
+            self._try(lambda: mlflow.end_run(status))

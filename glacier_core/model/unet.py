@@ -1,0 +1,124 @@
+"""The U-Net with dropout, and the normalisation that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What decides the shape of the network's weights and its behaviour in training.
+
+    Attributes:
+        depth: number of halvings of the resolution.
+        base_channels: channels at full resolution, doubled at each halving.
+        dropout: rate.
+        spatial_dropout: drop whole channels instead of single values.
+        normalisation: `batch`, or `none` as in the reference.
+    """
+
+    depth: int
+    base_channels: int
+    dropout: float
+    spatial_dropout: bool
+    normalisation: str
+
+
+class _Convolutions(nn.Sequential):
+    """Twice: convolution 3 x 3, normalisation, dropout, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, conf: Architecture) -> None:
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            batch = conf.normalisation == "batch"
+            layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=not batch))
+            if batch:
+                layers.append(nn.BatchNorm2d(outputs))
+            if conf.dropout > 0:
+                kind = nn.Dropout2d if conf.spatial_dropout else nn.Dropout
+                layers.append(kind(conf.dropout))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) for any height and width.
+
+    Sizes that `2 ** depth` does not divide are padded by repeating the edge, and cropped.
+    """
+
+    def __init__(self, inputs: int, outputs: int, conf: Architecture) -> None:
+        super().__init__()
+        widths = [conf.base_channels * 2**i for i in range(conf.depth + 1)]
+        self.multiple = 2**conf.depth
+        self.down = nn.ModuleList(
+            _Convolutions(i, o, conf) for i, o in zip([inputs, *widths], widths, strict=False)
+        )
+        deeper = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in deeper)
+        self.merge = nn.ModuleList(_Convolutions(2 * o, o, conf) for _, o in deeper)
+        self.head = nn.Conv2d(widths[0], outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, height, width) to logits (batch, outputs, height, width)."""
+        height, width = x.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        if below or right:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        skips: list[Tensor] = []
+        for i, block in enumerate(self.down):
+            if i > 0:
+                skips.append(x)
+                x = F.max_pool2d(x, 2)  # halves height and width
+            x = block(x)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([up(x), skips.pop()], dim=1))  # doubles them again
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]
+
+
+class Normalise(nn.Module):
+    """Raw band values to zero mean and unit deviation; unseen values (NaN) imputed.
+
+    A constant channel (deviation 0) is centred, not scaled.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    filled: Tensor
+
+    def __init__(
+        self, means: Sequence[float], deviations: Sequence[float], impute: str | float
+    ) -> None:
+        super().__init__()
+        mean = torch.tensor(list(means), dtype=torch.float64)
+        deviation = torch.tensor(list(deviations), dtype=torch.float64)
+        scale = torch.where(deviation > 0, 1 / deviation.clamp_min(1e-300), torch.ones(()))
+        filled = torch.zeros_like(mean) if impute == "mean" else (float(impute) - mean) * scale
+        # Not part of the weights: model.json holds the statistics, once.
+        for name, value in (("mean", mean), ("scale", scale), ("filled", filled)):
+            self.register_buffer(name, value.float().view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width), raw, NaN where unseen; the same shape back."""
+        x = (x - self.mean) * self.scale
+        return torch.where(torch.isfinite(x), x, self.filled)
+
+
+class GlacierModel(nn.Module):
+    """Raw bands in, class logits out: normalisation and network as one."""
+
+    def __init__(self, normalise: Normalise, network: UNet) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) raw to logits (batch, classes, height, width)."""
+        logits: Tensor = self.network(self.normalise(x))
+        return logits

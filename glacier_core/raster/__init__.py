@@ -1,0 +1,1 @@
+"""What a scene is: grids, bands, validity."""

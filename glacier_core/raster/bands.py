@@ -1,0 +1,69 @@
+"""Band names: what each means, which values it cannot have, what its quality bits say."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+# The 15-band ETM+ stack of the reference data, in file order.
+ETM_STACK = "B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8 BQA NDWI NDSI NDVI elevation slope".split()
+
+# ETM+ digital numbers run from 1 to 255; 0 is fill, also where a file declares no nodata
+# (Landsat 7 Data Users Handbook, section 5). Each band has its own: scan-line gaps differ by band.
+ZERO_IS_FILL = frozenset("B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8".split())
+
+# Common names of the bands that spectral rules need, by the names met in files.
+_COMMON = {
+    "green": ("B2", "green", "SR_B3_green", "S2_B03_green", "SR_B3"),
+    "red": ("B3", "red", "SR_B4_red", "S2_B04_red", "SR_B4"),
+    "nir": ("B4", "nir08", "nir", "S2_B08_nir", "SR_B5"),
+    "swir1": ("B5", "swir16", "SR_B6_swir1", "S2_SWIR1", "SR_B6"),
+}
+
+
+def find_common(names: list[str], common: str) -> int | None:
+    """Position of the band that is `common` (green, red, nir, swir1) in `names`, or None."""
+    for name in _COMMON[common]:
+        if name in names:
+            return names.index(name)
+    return None
+
+
+def _bit(values: npt.NDArray[np.int64], bit: int) -> npt.NDArray[np.bool_]:
+    set_there: npt.NDArray[np.bool_] = (values & (1 << bit)) != 0
+    return set_there
+
+
+def _collection_1_unseen(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    # Landsat Collection 1 Level 1 quality band: 0 fill, 1 dropped pixel, 4 cloud,
+    # 7-8 confidence of cloud shadow (3 = high).
+    unseen: npt.NDArray[np.bool_] = (values >> 7 & 0b11) == 0b11
+    for bit in (0, 1, 4):
+        unseen |= _bit(values, bit)
+    return unseen
+
+
+def _collection_2_unseen(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    # Landsat Collection 2 QA_PIXEL: 0 fill, 1 dilated cloud, 2 cirrus, 3 cloud, 4 cloud shadow.
+    unseen = _bit(values, 0)
+    for bit in (1, 2, 3, 4):
+        unseen |= _bit(values, bit)
+    return unseen
+
+
+QUALITY_BANDS = {"BQA": _collection_1_unseen, "QA_PIXEL": _collection_2_unseen}
+
+
+def unseen_by_quality(name: str, values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Where a quality band says that the ground was not seen: fill, cloud, cloud shadow.
+
+    Args:
+        name: a key of `QUALITY_BANDS`.
+        values: (height, width), the band as stored; NaN counts as fill.
+
+    Returns:
+        bool (height, width).
+    """
+    finite = np.isfinite(values.astype(np.float64))
+    bits = np.where(finite, values, 1).astype(np.int64)
+    return QUALITY_BANDS[name](bits)

@@ -1,0 +1,184 @@
+"""Opening a scene: its bands by name, its pixels by window, and which of them were seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.windows
+from rasterio.errors import RasterioError
+
+from glacier_core.errors import InputError
+from glacier_core.raster.bands import QUALITY_BANDS, ZERO_IS_FILL, unseen_by_quality
+from glacier_core.raster.grid import Grid, Window
+
+# GDAL's own default is 5 % of the machine's memory, which would grow with the machine.
+_GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "2"}
+
+
+class Scene:
+    """A raster with named bands. A context manager; reads windows, never the whole.
+
+    Attributes:
+        grid: where its pixels lie.
+        bands: band names in file order.
+        dtype: in which slices store it: integers as they are, any float as float32.
+        nodata: the value that means "not seen", one a band, None where a band has none.
+            NaN always means it.
+    """
+
+    def __init__(self, path: Path, bands: Sequence[str] | None) -> None:
+        """Open and check a scene.
+
+        Args:
+            path: any raster GDAL reads.
+            bands: names in file order for files whose bands have no descriptions; None to
+                take the file's own.
+
+        Raises:
+            InputError: missing, unreadable or truncated file, no CRS, unnamed bands, or names
+                that contradict the file's.
+        """
+        self.path = path
+        self._environment = rasterio.Env(**_GDAL)
+        self._environment.__enter__()
+        try:
+            self._dataset = rasterio.open(path)
+        except RasterioError as error:
+            self._environment.__exit__(None, None, None)
+            reason = "no such file" if not path.exists() else str(error)
+            raise InputError(f"{path}: cannot be opened as an image ({reason})") from error
+        try:
+            self._describe(bands)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, bands: Sequence[str] | None) -> None:
+        dataset = self._dataset
+        if dataset.crs is None:
+            raise InputError(
+                f"{self.path}: has no coordinate reference system, so outlines cannot be laid "
+                "over it. Assign one, for example with `gdal_edit.py -a_srs EPSG:32645 FILE`."
+            )
+        self.grid = Grid.of(dataset)
+        described = list(dataset.descriptions)
+        if bands is not None and len(bands) != dataset.count:
+            raise InputError(
+                f"{self.path}: has {dataset.count} bands, but {len(bands)} names are configured "
+                f"(bands: {', '.join(bands)})"
+            )
+        if any(described):
+            if not all(described) or len(set(described)) != len(described):
+                raise InputError(f"{self.path}: band descriptions are incomplete: {described}")
+            if bands is not None and list(bands) != described:
+                raise InputError(
+                    f"{self.path}: its bands are named {', '.join(described)}, but "
+                    f"{', '.join(bands)} are configured. Set `bands: null` to take the file's."
+                )
+            self.bands = described
+        elif bands is not None:
+            self.bands = list(bands)
+        else:
+            raise InputError(
+                f"{self.path}: its {dataset.count} bands have no names. Name them in file order "
+                "with `glacier configure --bands B1,B2,...`, or `--bands etm15` for the 15-band "
+                "ETM+ stack."
+            )
+        kinds = {np.dtype(kind) for kind in dataset.dtypes}
+        self.dtype = np.result_type(*kinds) if len(kinds) > 1 else kinds.pop()
+        if self.dtype.kind not in "uif":
+            raise InputError(f"{self.path}: bands of type {self.dtype} cannot be used")
+        if self.dtype.kind == "f":
+            self.dtype = np.dtype(np.float32)
+        self.nodata: list[float | None] = []
+        for name, value in zip(self.bands, dataset.nodatavals, strict=True):
+            declared = None if value is None or np.isnan(value) else float(value)
+            if declared is None and name in ZERO_IS_FILL:
+                declared = 0.0
+            self.nodata.append(declared)
+
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Positions of bands by name, counted from 0.
+
+        Raises:
+            InputError: naming the bands that the scene lacks and those it has.
+        """
+        missing = [name for name in names if name not in self.bands]
+        if missing:
+            raise InputError(
+                f"{self.path}: has no band {', '.join(missing)}; it has {', '.join(self.bands)}. "
+                "Channels are chosen in conf/postprocess.yaml."
+            )
+        return [self.bands.index(name) for name in names]
+
+    def read(self, window: Window) -> npt.NDArray[np.generic]:
+        """Every band of a window, as stored: (height, width, bands), `dtype`.
+
+        Raises:
+            InputError: the file is truncated or damaged there.
+        """
+        target = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        try:
+            stack = self._dataset.read(window=target, out_dtype=self.dtype)
+        except RasterioError as error:
+            cause = error.__cause__ or error
+            raise InputError(
+                f"{self.path}: damaged or truncated: rows {window.row} to "
+                f"{window.row + window.height} cannot be read ({cause})"
+            ) from error
+        return np.ascontiguousarray(np.moveaxis(stack, 0, -1))
+
+    def seen(
+        self, pixels: npt.NDArray[np.generic], channels: Sequence[str]
+    ) -> npt.NDArray[np.bool_]:
+        """Where the ground was seen in every one of `channels`, and no quality band objects.
+
+        Args:
+            pixels: (height, width, bands) from `read`.
+            channels: names of the bands in use. Quality bands count whether named or not.
+
+        Returns:
+            bool (height, width).
+        """
+        seen = np.ones(pixels.shape[:2], dtype=bool)
+        for position in self.positions(channels):
+            seen &= ~unseen_values(pixels[..., position], self.nodata[position])
+        for name in QUALITY_BANDS:
+            if name in self.bands:
+                seen &= ~unseen_by_quality(name, pixels[..., self.bands.index(name)])
+        return seen
+
+    def close(self) -> None:
+        self._dataset.close()
+        self._environment.__exit__(None, None, None)
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def unseen_values(values: npt.NDArray[np.generic], nodata: float | None) -> npt.NDArray[np.bool_]:
+    """Where one band holds no observation: its nodata value, NaN or infinity.
+
+    Args:
+        values: any shape, any dtype.
+        nodata: the band's nodata value, None where it has none.
+    """
+    unseen = (
+        ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    )
+    if nodata is not None:
+        unseen |= values == nodata
+    return unseen

@@ -1,0 +1,236 @@
+"""The keys of conf/ and params.yaml, with their types and bounds.
+
+`conf/` says what to run on and by which method, `params.yaml` how much. Every key is required
+and written exactly once, in those files: there is no second set of defaults in the code.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BACKGROUND = "background"
+SPLITS = ("train", "dev", "test")
+Split = Literal["train", "dev", "test"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Checked(BaseModel):
+    """A mapping in which unknown keys, missing keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# --- conf/masking_paths.yaml: which scenes, which outlines -----------------------------------
+
+
+class SceneConf(Checked):
+    img_path: str
+    mask_paths: dict[str, str]
+    border_path: str | None = None
+    date: str | None = None
+
+    @field_validator("date")
+    @classmethod
+    def _iso(cls, value: str | None) -> str | None:
+        if value is not None:
+            datetime.date.fromisoformat(value)
+        return value
+
+    @property
+    def day(self) -> datetime.date | None:
+        """Acquisition date, None where it is not known."""
+        return datetime.date.fromisoformat(self.date) if self.date else None
+
+
+class MaskingConf(Checked):
+    simulated: dict[str, str]
+    outlines_dir: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    year_field: str | None
+    bands: list[str] | None
+    scenes: Annotated[dict[str, SceneConf], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MaskingConf:
+        if len(set(self.classes)) != len(self.classes) or BACKGROUND in self.classes:
+            raise ValueError(f"classes must differ, and '{BACKGROUND}' is derived, never listed")
+        folder = Path(self.outlines_dir)
+        for name, scene in self.scenes.items():
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"scene id '{name}' cannot be part of a file name")
+            if sorted(scene.mask_paths) != sorted(self.classes):
+                raise ValueError(
+                    f"scene {name}: mask_paths has {sorted(scene.mask_paths)}, "
+                    f"but classes are {sorted(self.classes)}: one vector file a class"
+                )
+            for vector in [*scene.mask_paths.values(), scene.border_path]:
+                # DVC watches this one folder, sidecar files included; a vector file outside
+                # it could change without its masks being burned again.
+                if vector is not None and folder not in Path(vector).parents:
+                    raise ValueError(f"scene {name}: {vector} lies outside outlines_dir {folder}")
+        return self
+
+
+# --- conf/postprocess.yaml and conf/train.yaml: by which method ------------------------------
+
+
+class FilterConf(Checked):
+    combine: Literal["any", "all"]
+    splits: list[Split]
+
+
+class PostprocessConf(Checked):
+    channels: Annotated[list[str], Field(min_length=1)]
+    classes: Annotated[list[str], Field(min_length=1)]
+    statistics_path: str
+    impute: Literal["mean"] | float
+    filter: FilterConf
+    split: Literal["blocks", "regions", "scenes", "years", "random"]
+    regions_path: str | None
+    assign: dict[str, Split]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PostprocessConf:
+        for key in ("channels", "classes"):
+            names = getattr(self, key)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{key}: a name stands twice in {names}")
+        if self.split == "regions" and self.regions_path is None:
+            raise ValueError("split 'regions' needs regions_path, a vector file with a field split")
+        if self.split in ("scenes", "years") and not self.assign:
+            raise ValueError(f"split '{self.split}' needs assign: a mapping from each to its split")
+        return self
+
+
+class ModelConf(Checked):
+    spatial_dropout: bool
+    normalisation: Literal["batch", "none"]
+
+
+class AugmentConf(Checked):
+    flips: bool
+    quarter_turns: bool
+
+
+class TrackingConf(Checked):
+    experiment: str
+    model_name: str
+
+
+class TrainConf(Checked):
+    model: ModelConf
+    loss: Literal["dice", "cross_entropy", "dice+cross_entropy"]
+    optimizer: Literal["adam", "adamw"]
+    schedule: Literal["none", "cosine", "step", "plateau"]
+    augment: AugmentConf
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    tracking: TrackingConf
+
+
+# --- params.yaml: how much -------------------------------------------------------------------
+
+
+class SimulateParams(Checked):
+    sites: Count
+    size: Annotated[int, Field(ge=128)]
+    dates: Annotated[list[str], Field(min_length=1)]
+
+
+class MaskParams(Checked):
+    year_tolerance: NonNegative
+
+
+class SliceParams(Checked):
+    size: Annotated[int, Field(ge=8)]
+    overlap: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _steps_forward(self) -> SliceParams:
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap {self.overlap} must be smaller than size {self.size}")
+        return self
+
+
+class SplitParams(Checked):
+    train: Fraction
+    dev: Fraction
+    test: Fraction
+
+    @model_validator(mode="after")
+    def _whole(self) -> SplitParams:
+        if abs(self.train + self.dev + self.test - 1) > 1e-6:
+            raise ValueError("train + dev + test must be 1")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in SPLITS}
+
+
+class PostprocessParams(Checked):
+    min_class_fraction: dict[str, Fraction]
+    min_valid_fraction: Fraction
+    split: SplitParams
+    block_km: Positive
+    buffer_m: NonNegative
+
+
+class TrainParams(Checked):
+    run_name: str
+    epochs: Count
+    batch_size: Count
+    crops_per_slice: Count
+    crop_size: Count | None
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_epochs: NonNegative
+    step_epochs: Count
+    step_factor: Positive
+    patience: Count
+    depth: Annotated[int, Field(ge=1, le=8)]
+    base_channels: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: dict[str, NonNegative]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    l1: NonNegative
+    l2: NonNegative
+    gain: NonNegative
+    offset: NonNegative
+    clip_gradient: Positive
+    loader_workers: Annotated[int, Field(ge=0)]
+
+    @field_validator("run_name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not value or "/" in value or value.startswith("."):
+            raise ValueError("run_name becomes a folder name: no '/', no leading dot")
+        return value
+
+
+class ForestParams(Checked):
+    trees: Count
+    depth: Count
+    sample_pixels: Count
+
+
+class EvaluateParams(Checked):
+    examples: Annotated[int, Field(ge=0)]
+    forest: ForestParams
+
+
+class Params(Checked):
+    seed: Annotated[int, Field(ge=0)]
+    simulate: SimulateParams
+    mask: MaskParams
+    slice: SliceParams
+    postprocess: PostprocessParams
+    train: TrainParams
+    evaluate: EvaluateParams

@@ -1,0 +1,45 @@
+"""What came out, and where it lies."""
+
+from __future__ import annotations
+
+import json
+
+from glacier_core.config import Project
+from glacier_core.errors import InputError
+from glacier_core.model.evaluation import table
+from glacier_core.model.registry import register
+
+
+def summarise(project: Project) -> str:
+    """Scores beside the baselines, the registered version, and where to look next.
+
+    Raises:
+        InputError: nothing was evaluated yet.
+    """
+    path = project.evaluation_folder / "metrics.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; run `dvc repro` first")
+    metrics = json.loads(path.read_text())
+    protocol = metrics["protocol"]
+    registration = register(project)
+    leaky = " It LEAKS: scores are too good." if protocol["leaky"] else ""
+    return f"""
+{table(metrics)}
+
+  unet       the trained model: {registration.model} version {registration.version} \
+({registration.alias or "no alias"})
+  forest     a random forest, pixel by pixel, on the same channels
+  threshold  {protocol["threshold_rule"]}; it cannot see debris
+  Test: {protocol["test_slices"]} slices in {protocol["test_blocks"]} block(s) of ground that \
+training never saw (split: {protocol["split"]}).{leaky}
+
+Look at
+  {project.evaluation_folder}/figures/      maps beside outlines, curves, baselines (PNG)
+  {project.dataset_folder}/slices.geojson   what went into which split, for QGIS
+  mlflow server --backend-store-uri sqlite:///mlflow.db --port 5000    then open
+  {registration.run_url}
+  tensorboard --logdir data/runs
+
+Use it
+  mlflow.pyfunc.load_model("models:/{registration.model}@champion")
+Next: your own scenes, `glacier configure --help`; README.md says how."""
