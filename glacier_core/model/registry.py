@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -186,7 +187,9 @@ def _log_model(
     means = np.array(description.means, dtype=np.float32)[None, :, None, None]
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # MLflow asks for type hints to infer a signature from; this model states its own.
+        warnings.filterwarnings("ignore", message=".*type hint.*", category=UserWarning)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),

@@ -21,7 +21,6 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -29,6 +28,8 @@ import mlflow  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
+# MLflow sets its own level when it is imported.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
 
 _TRAINING = "glacier.training"
