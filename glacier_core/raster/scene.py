@@ -95,9 +95,12 @@ class Scene:
             raise InputError(f"{self.path}: bands of type {self.dtype} cannot be used")
         if self.dtype.kind == "f":
             self.dtype = np.dtype(np.float32)
+        limits = np.finfo(self.dtype) if self.dtype.kind == "f" else np.iinfo(self.dtype)
+        low, high = float(limits.min), float(limits.max)
         self.nodata: list[float | None] = []
         for name, value in zip(self.bands, dataset.nodatavals, strict=True):
-            declared = None if value is None or np.isnan(value) else float(value)
+            # NaN is never seen anyway, and no pixel holds what the type cannot.
+            declared = float(value) if value is not None and low <= value <= high else None
             if declared is None and name in ZERO_IS_FILL:
                 declared = 0.0
             self.nodata.append(declared)
@@ -119,6 +122,8 @@ class Scene:
     def read(self, window: Window) -> npt.NDArray[np.generic]:
         """Every band of a window, as stored: (height, width, bands), `dtype`.
 
+        Only fill is made one: a 0 in a band where it means fill becomes the band's nodata.
+
         Raises:
             InputError: the file is truncated or damaged there.
         """
@@ -131,6 +136,10 @@ class Scene:
                 f"{self.path}: damaged or truncated: rows {window.row} to "
                 f"{window.row + window.height} cannot be read ({cause})"
             ) from error
+        for layer, name, nodata in zip(stack, self.bands, self.nodata, strict=True):
+            # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
+            if nodata is not None and name in ZERO_IS_FILL:
+                layer[layer == 0] = nodata
         return np.ascontiguousarray(np.moveaxis(stack, 0, -1))
 
     def seen(
@@ -150,7 +159,10 @@ class Scene:
             seen &= ~unseen_values(pixels[..., position], self.nodata[position])
         for name in QUALITY_BANDS:
             if name in self.bands:
-                seen &= ~unseen_by_quality(name, pixels[..., self.bands.index(name)])
+                position = self.bands.index(name)
+                quality = pixels[..., position]
+                seen &= ~unseen_by_quality(name, quality)
+                seen &= ~unseen_values(quality, self.nodata[position])
         return seen
 
     def close(self) -> None:
