@@ -23,9 +23,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Checked(BaseModel):
-    """A mapping in which unknown keys, missing keys and wrong types are errors."""
+    """A mapping in which unknown keys, missing keys, wrong types, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 # --- conf/masking_paths.yaml: which scenes, which outlines -----------------------------------
@@ -111,6 +111,7 @@ class PostprocessConf(Checked):
 
 
 class ModelConf(Checked):
+    dropout_at: Literal["deep", "all"]
     spatial_dropout: bool
     normalisation: Literal["batch", "none"]
 
@@ -143,6 +144,13 @@ class SimulateParams(Checked):
     sites: Count
     size: Annotated[int, Field(ge=128)]
     dates: Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("dates")
+    @classmethod
+    def _iso(cls, value: list[str]) -> list[str]:
+        for day in value:
+            datetime.date.fromisoformat(day)
+        return value
 
 
 class MaskParams(Checked):

@@ -103,6 +103,7 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
             depth=params.depth,
             base_channels=params.base_channels,
             dropout=params.dropout,
+            dropout_at=conf.model.dropout_at,
             spatial_dropout=conf.model.spatial_dropout,
             normalisation=conf.model.normalisation,
         ),
