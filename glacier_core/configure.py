@@ -77,15 +77,21 @@ def _kept(path: Path, root: Path) -> str:
     return (path.relative_to(root.absolute()) if inside else path).as_posix()
 
 
-def _common_folder(vectors: Sequence[Path], scenes: Sequence[Path]) -> Path:
+def _common_folder(vectors: Sequence[Path]) -> Path:
     folder = Path(os.path.commonpath([path.absolute().parent for path in vectors]))
-    inside = [path for path in scenes if path.absolute().is_relative_to(folder)]
-    if inside:
-        raise InputError(
-            f"{folder}: holds scenes ({inside[0].name}, ...) as well as outlines, and DVC watches "
-            "the outlines' folder as a whole. Put the vector files into a folder of their own."
-        )
     return Path(os.path.relpath(folder)) if not vectors[0].is_absolute() else folder
+
+
+def _check_watched(project: Project, content: dict[str, Any]) -> None:
+    """Refuse an outlines' folder in which other things lie too, or will."""
+    folder = (project.root / content["outlines_dir"]).resolve()
+    for name, scene in content["scenes"].items():
+        for other in (project.root / scene["img_path"], project.mask_folder(name)):
+            if other.resolve().is_relative_to(folder):
+                raise InputError(
+                    f"{folder}: holds {other} as well as outlines, and DVC watches the outlines' "
+                    "folder as a whole. Put the vector files into a folder of their own."
+                )
 
 
 def configure(
@@ -137,7 +143,7 @@ def configure(
             "border_path": _kept(Path(border), project.root) if border else None,
             "date": date or date_in(path.stem),
         }
-    folder = _common_folder(vectors, scenes)
+    folder = _common_folder(vectors)
     content: dict[str, Any] = {
         "simulated": {},
         "outlines_dir": _kept(folder, project.root),
@@ -149,6 +155,7 @@ def configure(
     if add:
         content = _merged(project, content)
     conf = check(MaskingConf, content, project.masking_path)
+    _check_watched(project, content)
     with whole_file(project.masking_path) as beside:
         beside.write_text(_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
     return conf
@@ -163,7 +170,17 @@ def _merged(project: Project, content: dict[str, Any]) -> dict[str, Any]:
                 f"{project.masking_path}: {key} is {before[key]}, but --add brings {content[key]}; "
                 "one project has one set of each"
             )
-    common = os.path.commonpath([before["outlines_dir"], content["outlines_dir"]])
+    for name, scene in content["scenes"].items():
+        known = before["scenes"].get(name, scene)["img_path"]
+        if known != scene["img_path"]:
+            raise InputError(
+                f"{scene['img_path']}: scene {name} is configured already, as {known}; "
+                "rename one, names are ids"
+            )
+    try:
+        common = os.path.commonpath([before["outlines_dir"], content["outlines_dir"]])
+    except ValueError:  # one absolute, one relative
+        common = ""
     if not common:
         raise InputError(
             f"{content['outlines_dir']}: shares no folder with the outlines already configured, "

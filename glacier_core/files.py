@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from glacier_core.errors import StorageError
 
@@ -32,6 +36,18 @@ def _explained(error: OSError, path: Path) -> StorageError:
     return StorageError(f"{path}: cannot be written ({error.strerror}). Check the folder's rights.")
 
 
+def _about(error: OSError, path: Path, beside: Path) -> bool:
+    """Whether writing failed. Errors of reading an input carry that input's name."""
+    if error.errno in _NO_ROOM:
+        return True
+    if error.filename is None:
+        return False
+    named = Path(os.fsdecode(error.filename))
+    return named in path.parents or any(
+        place in (named, *named.parents) for place in (path, beside)
+    )
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
@@ -47,8 +63,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield beside
         os.replace(beside, path)
     except OSError as error:
-        # Errors of reading an input carry that input's name; only ours are storage errors.
-        if error.errno in _NO_ROOM or (error.filename and str(beside) in str(error.filename)):
+        if _about(error, path, beside):
             raise _explained(error, path) from error
         raise
     finally:
@@ -76,7 +91,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _discard(path)
         os.replace(beside, path)
     except OSError as error:
-        if error.errno in _NO_ROOM or (error.filename and str(beside) in str(error.filename)):
+        if _about(error, path, beside):
             raise _explained(error, path) from error
         raise
     finally:
@@ -88,6 +103,35 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole. NaN is refused: it is not JSON."""
     with whole_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def save_array(path: Path, array: npt.NDArray[np.generic]) -> None:
+    """Write a `.npy` file. Where there is no room, the error says so; that of `np.save` does not."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    path.write_bytes(buffer.getbuffer())
+
+
+@contextmanager
+def array_by_rows(
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> Iterator[Callable[[npt.NDArray[np.generic]], None]]:
+    """Yield a function that appends rows to a `.npy` file of a given shape.
+
+    Not a memory map: where there is no room, writing to one ends the process without a word.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def append(rows: npt.NDArray[np.generic]) -> None:
+            file.write(rows.astype(dtype, copy=False).tobytes())
+
+        yield append
 
 
 def link_or_copy(source: Path, target: Path) -> None:

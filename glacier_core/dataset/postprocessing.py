@@ -120,8 +120,10 @@ def _fates(
 ) -> list[str]:
     """What becomes of each slice: a split, or why it is in none."""
     fate = ["too few valid pixels"] * len(records)
-    for i, split in zip(usable, assignment.splits, strict=True):
-        if split is None:
+    for i, split, outside in zip(usable, assignment.splits, assignment.outside, strict=True):
+        if outside:
+            fate[i] = "outside every region"
+        elif split is None:
             fate[i] = "too close to another split"
         elif split in conf.filter.splits and not enough_ice(
             records[i], params.min_class_fraction, conf.filter.combine

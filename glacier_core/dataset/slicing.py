@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import Transformer
 from shapely.geometry import Polygon, mapping
-from shapely.ops import transform as transform_shape
 from tqdm import tqdm
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError
-from glacier_core.files import whole_folder
+from glacier_core.files import save_array, whole_folder
 from glacier_core.raster.grid import Grid, Window, tile_windows
 from glacier_core.raster.scene import Scene, unseen_values
 
@@ -131,11 +130,11 @@ def footprint(grid: Grid, window: Window) -> Polygon:
     to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
     shape = grid.footprint(window)
     shape = shape.segmentize(shape.length / 4 / _EDGE_VERTICES)
-    degrees = transform_shape(to_degrees.transform, shape)
+    lon, lat = to_degrees.transform(*shape.exterior.coords.xy)
     ring = [
-        (round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in degrees.exterior.coords
+        (round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in zip(lon, lat, strict=True)
     ]
-    return Polygon(ring if degrees.exterior.is_ccw else ring[::-1])
+    return Polygon(ring if Polygon(ring).exterior.is_ccw else ring[::-1])
 
 
 def label_of(mask: npt.NDArray[np.uint8], seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
@@ -183,11 +182,13 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
                 pixels = scene.read(window)
                 seen = scene.seen(pixels, used) & (border[window.slices] == 1)
                 label = label_of(mask[window.slices], seen)
-                record = _describe(scene_id, k, window, scene.bands, conf.classes, pixels, label)
+                record = _describe(
+                    scene_id, k, window, scene.bands, scene.nodata, conf.classes, pixels, label
+                )
                 if record.img is not None and record.label is not None:
                     pixels = _blank(pixels, scene.nodata)
-                    np.save(folder / record.img, _padded(pixels, params.size, scene.nodata))
-                    np.save(folder / record.label, _padded(label, params.size, [IGNORED]))
+                    save_array(folder / record.img, _padded(pixels, params.size, scene.nodata))
+                    save_array(folder / record.label, _padded(label, params.size, [IGNORED]))
                 records.append(record)
                 footprints.append(footprint(grid, window))
             result = SlicedScene(
@@ -230,6 +231,7 @@ def _describe(
     k: int,
     window: Window,
     bands: Sequence[str],
+    nodata: Sequence[float | None],
     classes: Sequence[str],
     pixels: npt.NDArray[np.generic],
     label: npt.NDArray[np.uint8],
@@ -241,9 +243,9 @@ def _describe(
         for i, name in enumerate(classes)
     }
     mean: dict[str, float | None] = {}
-    for i, name in enumerate(bands):
-        values = pixels[..., i][valid].astype(np.float64)
-        values = values[np.isfinite(values)]
+    for i, (name, unseen) in enumerate(zip(bands, nodata, strict=True)):
+        values = pixels[..., i][valid]
+        values = values[~unseen_values(values, unseen)].astype(np.float64)
         mean[name] = float(values.mean()) if values.size else None
     return SliceRecord(
         scene=scene_id,

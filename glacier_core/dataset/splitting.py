@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
+from pyproj import Proj
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -44,12 +45,14 @@ class Assignment:
 
     Attributes:
         splits: one entry a candidate.
+        outside: of each candidate, whether it has no split for lying outside every region.
         blocks: block name of each candidate, as the report and the bootstrap group them.
         leaky: True where slices of two splits may show the same ground.
         overlapping_pairs: pairs of slices in different splits that overlap.
     """
 
     splits: list[str | None]
+    outside: list[bool]
     blocks: list[str]
     leaky: bool
     overlapping_pairs: int
@@ -117,10 +120,13 @@ def _blocks(footprints: gpd.GeoSeries, block_km: float, buffer_m: float) -> list
 def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np.intp]:
     """Pairs (i, j) of footprints nearer than a distance on the ground; shape (2, pairs)."""
     lon, lat = footprints.union_all().centroid.coords[0]
-    metres = footprints.to_crs(f"+proj=laea +lat_0={lat} +lon_0={lon} +datum=WGS84")
-    shapes = np.asarray(metres.values, dtype=object)
+    # Conformal: lengths are stretched alike in every direction, by a factor known at each place.
+    plane = f"+proj=stere +lat_0={lat} +lon_0={lon} +datum=WGS84"
+    shapes = np.asarray(footprints.to_crs(plane).values, dtype=object)
+    places = shapely.get_coordinates(shapely.centroid(np.asarray(footprints.values, dtype=object)))
+    stretched = Proj(plane).get_factors(*places.T).meridional_scale
     pairs: npt.NDArray[np.intp] = shapely.STRtree(shapes).query(
-        shapes, predicate="dwithin", distance=distance_m
+        shapes, predicate="dwithin", distance=distance_m * np.asarray(stretched)
     )
     return pairs[:, pairs[0] < pairs[1]]
 
@@ -194,6 +200,7 @@ def assign(
         splits = [named[key] for key in keys]
         wanted = sorted(set(named.values()))
 
+    outside = [split is None for split in splits]
     leaky = method == "random"
     if not leaky:
         _drop_close(footprints, splits, buffer_m)
@@ -201,11 +208,12 @@ def assign(
         if name not in splits:
             raise InputError(
                 f"the {name} split is empty: {len(candidates)} slices in {len(set(blocks))} blocks "
-                f"of {block_km:g} km, split by {method}, {splits.count(None)} dropped for lying "
+                f"of {block_km:g} km, split by {method}, "
+                f"{splits.count(None) - sum(outside)} dropped for lying "
                 f"within {buffer_m:g} m of another split. Use smaller slices or another "
                 "postprocess.block_km, or assign scenes yourself (split: scenes)."
             )
-    return Assignment(splits, blocks, leaky, _overlaps(footprints, splits))
+    return Assignment(splits, outside, blocks, leaky, _overlaps(footprints, splits))
 
 
 def _drop_close(footprints: gpd.GeoSeries, splits: list[str | None], buffer_m: float) -> None:
@@ -225,7 +233,7 @@ def _by_region(footprints: gpd.GeoSeries, regions: gpd.GeoDataFrame) -> list[str
         )
     shapes = regions.to_crs("EPSG:4326")
     splits: list[str | None] = []
-    for centre in footprints.centroid:
+    for centre in shapely.centroid(np.asarray(footprints.values, dtype=object)):
         inside = shapes["split"][shapes.contains(centre)]
         splits.append(str(inside.iloc[0]) if len(inside) else None)
     return splits

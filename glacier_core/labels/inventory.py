@@ -23,7 +23,8 @@ from glacier_core.raster.grid import Grid
 logger = logging.getLogger(__name__)
 
 _YEAR_IN_TEXT = re.compile(r"(?<!\d)((?:18|19|20)\d\d)(?!\d)")
-_DATE_DIGITS = re.compile(r"^((?:18|19|20)\d\d)(?:0[0-9]|1[0-2])(?:[0-2]\d|3[01])$")
+# The Randolph Glacier Inventory writes an unknown month and day as 9999.
+_DATE_DIGITS = re.compile(r"^((?:18|19|20)\d\d)(?:(?:0\d|1[0-2])(?:[0-2]\d|3[01])|9999)$")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ def _parts(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     return np.asarray(parts[shapely.area(parts) > 0], dtype=object)
 
 
+def _repaired(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """Valid shapes of the same ground: ice drawn twice stays ice, and a hole never becomes any.
+
+    Shapely's default method counts how often rings are crossed, and gets both wrong.
+    """
+    return np.asarray(
+        shapely.make_valid(polygons, method="structure", keep_collapsed=False), dtype=object
+    )
+
+
 def _extent(bounds: npt.NDArray[np.float64] | tuple[float, ...]) -> str:
     west, south, east, north = bounds
     return f"{west:.4f} {south:.4f} to {east:.4f} {north:.4f}"
@@ -153,10 +164,7 @@ def outlines_for(
             f"{path}: has no column '{year_field}' for the year; it has {', '.join(columns)}. "
             "Set year_field in conf/masking_paths.yaml, or null to keep every polygon."
         )
-    if year_field is None or scene_year is None:
-        missing = "no year field is set" if year_field is None else "the scene's date is not known"
-        logger.warning("%s: polygons of every year are kept, as %s", path, missing)
-    else:
+    if year_field is not None and scene_year is not None:
         years = years_of(frame[year_field])
         keep &= ~(np.abs(years - scene_year) > tolerance)
         unknown = int((touching & np.isnan(years)).sum())
@@ -165,12 +173,12 @@ def outlines_for(
 
     chosen = shapely.force_2d(geometry[keep])
     broken = ~shapely.is_valid(chosen)
-    chosen[broken] = shapely.make_valid(chosen[broken])
+    chosen[broken] = _repaired(chosen[broken])
     series = gpd.GeoSeries(_parts(chosen), crs=source).to_crs(grid.crs)
     polygons = np.asarray(series.values, dtype=object)
     # Reprojection of a valid sliver can fold it over itself.
     folded = ~shapely.is_valid(polygons)
-    polygons[folded] = shapely.make_valid(polygons[folded])
+    polygons[folded] = _repaired(polygons[folded])
     return Outlines(
         polygons=_parts(polygons),
         read=read,

@@ -14,7 +14,7 @@ import shapely
 from tqdm import tqdm
 
 from glacier_core.config import Project
-from glacier_core.files import whole_folder
+from glacier_core.files import array_by_rows, whole_folder
 from glacier_core.labels.inventory import Outlines, outlines_for
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import Scene
@@ -92,30 +92,21 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
     pixels = np.zeros(len(burners), dtype=np.int64)
     km2 = np.zeros(len(burners))
     row_areas = grid.row_areas_km2()
+    size = (grid.height, grid.width)
     with whole_folder(project.mask_folder(scene_id)) as folder:
-        mask = np.lib.format.open_memmap(
-            folder / f"mask_{scene_id}.npy",
-            mode="w+",
-            dtype=np.uint8,
-            shape=(grid.height, grid.width, len(burners)),
-        )
-        inside = np.lib.format.open_memmap(
-            folder / f"border_{scene_id}.npy",
-            mode="w+",
-            dtype=np.uint8,
-            shape=(grid.height, grid.width),
-        )
-        for window in tqdm(list(strips(grid)), desc=f"mask {scene_id}", disable=None):
-            for k, burner in enumerate(burners):
-                burned = burner.burn(window)
-                mask[window.slices[0], :, k] = burned
+        with (
+            array_by_rows(
+                folder / f"mask_{scene_id}.npy", (*size, len(burners)), np.uint8
+            ) as add_mask,
+            array_by_rows(folder / f"border_{scene_id}.npy", size, np.uint8) as add_border,
+        ):
+            for window in tqdm(list(strips(grid)), desc=f"mask {scene_id}", disable=None):
+                burned = np.stack([burner.burn(window) for burner in burners], axis=-1)
                 by_row = burned.sum(axis=1, dtype=np.int64)
-                pixels[k] += by_row.sum()
-                km2[k] += by_row @ row_areas[window.slices[0]]
-            inside[window.slices[0]] = 1 if border is None else border.burn(window)
-        mask.flush()
-        inside.flush()
-        del mask, inside
+                pixels += by_row.sum(axis=0)
+                km2 += row_areas[window.slices[0]] @ by_row
+                add_mask(burned)
+                add_border(np.ones(burned.shape[:2]) if border is None else border.burn(window))
         row = _metadata(project, scene_id, grid, outlines, pixels, km2)
         with (folder / "mask_metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
@@ -139,11 +130,15 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
 
 
 def _read(project: Project, scene: SceneConf, grid: Grid, path: str) -> Outlines:
+    year_field, day = project.masking.year_field, scene.day
+    if year_field is None or day is None:
+        missing = "no year field is set" if year_field is None else "the scene's date is not known"
+        logger.warning("%s: polygons of every year are kept, as %s", path, missing)
     return outlines_for(
         project.root / path,
         grid,
-        year_field=project.masking.year_field,
-        scene_year=scene.day.year if scene.day else None,
+        year_field=year_field,
+        scene_year=day.year if day else None,
         tolerance=project.params.mask.year_tolerance,
     )
 

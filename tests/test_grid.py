@@ -1,0 +1,157 @@
+"""Windows cover every pixel, and lie on the ground where they say."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from affine import Affine
+from conftest import north_up
+from hypothesis import given
+from hypothesis import strategies as st
+from pyproj import CRS, Geod
+from shapely.geometry import Point
+
+from glacier_core.raster.grid import Grid, Window, first_cover, tile_starts, tile_windows
+
+lengths = st.integers(1, 70)
+sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)))
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    row, col = draw(st.integers(0, 15)), draw(st.integers(0, 15))
+    return Window(row, col, draw(st.integers(1, 10)), draw(st.integers(1, 10)))
+
+
+@given(height=lengths, width=lengths, tiling=sizes)
+def test_tiles_cover_every_pixel_to_the_last_row_and_column(
+    height: int, width: int, tiling: tuple[int, int]
+) -> None:
+    size, overlap = tiling
+    covered = np.zeros((height, width), dtype=int)
+    for window in tile_windows(height, width, size, overlap):
+        part = covered[window.slices]
+        # Not clipped by the array: the window lies inside the grid as it says.
+        assert part.shape == (window.height, window.width) == (min(size, height), min(size, width))
+        part += 1
+    assert covered.min() == 1
+
+
+@given(length=lengths, tiling=sizes)
+def test_neighbouring_tiles_overlap_at_least_as_asked_and_never_repeat(
+    length: int, tiling: tuple[int, int]
+) -> None:
+    size, overlap = tiling
+    starts = tile_starts(length, size, overlap)
+    steps = [b - a for a, b in pairwise(starts)]
+    assert all(0 < step <= size - overlap for step in steps)
+    # Only the last tile is moved back.
+    assert all(step == size - overlap for step in steps[:-1])
+
+
+def test_the_reference_tiling_is_exact() -> None:
+    assert tile_starts(1018, 512, 6) == [0, 506]
+    assert tile_starts(1019, 512, 6) == [0, 506, 507]
+    assert tile_starts(512, 512, 6) == [0]
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(8, 8), (8, 9), (8, -1)])
+def test_an_overlap_that_never_ends_is_refused(size: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        tile_starts(100, size, overlap)
+
+
+@given(st.lists(windows(), max_size=12))
+def test_first_cover_counts_each_pixel_of_the_union_exactly_once(some: list[Window]) -> None:
+    union, counted = np.zeros((30, 30), dtype=bool), np.zeros((30, 30), dtype=int)
+    for window, first in zip(some, first_cover(some), strict=True):
+        assert first.shape == (window.height, window.width)
+        union[window.slices] = True
+        counted[window.slices] += first
+    np.testing.assert_array_equal(counted, union)
+
+
+@given(windows(), windows())
+def test_intersection_is_the_pixels_in_both(one: Window, other: Window) -> None:
+    first, second = np.zeros((30, 30), dtype=bool), np.zeros((30, 30), dtype=bool)
+    first[one.slices], second[other.slices] = True, True
+    both = np.zeros((30, 30), dtype=bool)
+    shared = one.intersection(other)
+    if shared is not None:
+        both[shared.slices] = True
+        inside = np.zeros((one.height, one.width), dtype=bool)
+        inside[shared.within(one).slices] = True
+        np.testing.assert_array_equal(first[one.slices] & second[one.slices], inside)
+    np.testing.assert_array_equal(both, first & second)
+
+
+@given(
+    window=windows(),
+    angle=st.floats(-180, 180),
+    across=st.floats(0.5, 60),
+    down=st.floats(0.5, 60),
+)
+def test_a_footprint_holds_the_centres_of_its_pixels_and_of_no_others(
+    window: Window, angle: float, across: float, down: float
+) -> None:
+    turned = Affine.rotation(angle) * Affine.scale(across, -down)
+    transform = Affine.translation(4e5, 3e6) * turned
+    grid = Grid(26, 26, transform, CRS.from_epsg(32645))
+    shape = grid.footprint(window)
+    inside = np.zeros((26, 26), dtype=bool)
+    inside[window.slices] = True
+    for row in range(window.row - 1, window.row + window.height + 1):
+        for col in (window.col - 1, window.col, window.col + window.width):
+            if 0 <= row < 26 and 0 <= col < 26:
+                centre = Point(transform * (col + 0.5, row + 0.5))
+                assert shape.contains(centre) == inside[row, col]
+
+
+def test_rows_count_from_the_north() -> None:
+    grid = Grid(100, 50, north_up(500_000, 3_000_000), CRS.from_epsg(32645))
+    assert grid.footprint(Window(0, 0, 10, 10)).bounds == (500_000, 2_999_700, 500_300, 3_000_000)
+    assert grid.footprint(Window(90, 40, 10, 10)).bounds == (501_200, 2_997_000, 501_500, 2_997_300)
+
+
+def test_a_windows_transform_starts_at_its_corner() -> None:
+    grid = Grid(100, 50, north_up(500_000, 3_000_000), CRS.from_epsg(32645))
+    assert grid.window_transform(Window(3, 5, 2, 2)) * (0, 0) == (500_150, 2_999_910)
+
+
+def test_pixel_area_in_metres() -> None:
+    areas = Grid(3, 4, north_up(), CRS.from_epsg(32645)).row_areas_km2()
+    np.testing.assert_allclose(areas, [9e-4] * 3)
+
+
+def test_pixel_area_of_rotated_and_rectangular_pixels() -> None:
+    transform = Affine.rotation(33) * Affine.scale(515.1, -516.9)
+    areas = Grid(2, 2, transform, CRS.from_epsg(32624)).row_areas_km2()
+    np.testing.assert_allclose(areas, 0.5151 * 0.5169)
+
+
+def test_pixel_area_in_feet_is_in_square_kilometres_all_the_same() -> None:
+    # NAD83 / Oregon North in international feet, 0.3048 m exactly.
+    areas = Grid(2, 2, north_up(pixel=100), CRS.from_epsg(2269)).row_areas_km2()
+    np.testing.assert_allclose(areas, 0.03048**2)
+
+
+@pytest.mark.parametrize("north", [0.5, 35.0, 79.0])
+def test_pixel_area_in_degrees_is_that_of_the_ellipsoid(north: float) -> None:
+    degrees = 0.001
+    grid = Grid(4, 3, north_up(80, north, degrees), CRS.from_epsg(4326))
+    geod = Geod(ellps="WGS84")
+    for row, area in enumerate(grid.row_areas_km2()):
+        top, bottom = north - row * degrees, north - (row + 1) * degrees
+        expected, _ = geod.polygon_area_perimeter(
+            [80, 80, 80 + degrees, 80 + degrees], [top, bottom, bottom, top]
+        )
+        assert area == pytest.approx(abs(expected) / 1e6, rel=1e-6)
+    # 111 km a degree along the meridian, the cosine of the latitude across.
+    assert grid.row_areas_km2()[0] == pytest.approx(0.1113**2 * np.cos(np.radians(north)), rel=0.02)
+
+
+def test_pixels_of_a_geographic_grid_shrink_towards_the_pole() -> None:
+    areas = Grid(50, 1, north_up(80, 60, 0.1), CRS.from_epsg(4326)).row_areas_km2()
+    assert (np.diff(areas) > 0).all()
