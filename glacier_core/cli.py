@@ -20,6 +20,8 @@ from glacier_core.errors import InputError, StorageError
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_METHOD_FILES = ("params.yaml", "postprocess.yaml", "train.yaml")
+
 BAD_INPUT = 2
 """Exit code for input that no repetition will mend."""
 
@@ -156,7 +158,21 @@ def configure(
     """
     from glacier_core.configure import configure as write
 
-    pairs = dict(_pair(text) for text in outlines)
+    pairs: dict[str, str] = {}
+    for text in outlines:
+        name, found, path = text.partition("=")
+        if not found or not name or not path:
+            raise InputError(f"--outlines: expected CLASS=FILE, found {text!r}")
+        if name in pairs:
+            raise InputError(
+                f"--outlines: class {name} is given twice, {pairs[name]} and {path}; one file a "
+                "class. For other files on other scenes, call again with --add"
+            )
+        pairs[name] = path
+    settings = [] if like is None else [like / name for name in _METHOD_FILES]
+    for source in settings:
+        if not source.is_file():
+            raise InputError(f"{source}: no such file; --like needs {', '.join(_METHOD_FILES)}")
     if day is not None:
         try:
             date.fromisoformat(day)
@@ -165,22 +181,14 @@ def configure(
     conf = write(
         project, scenes, pairs, border=border, year_field=year_field, bands=bands, date=day, add=add
     )
-    if like is not None:
-        for name in ("postprocess.yaml", "train.yaml"):
-            shutil.copyfile(like / name, project.root / "conf" / name)
-        shutil.copyfile(like / "params.yaml", project.root / "params.yaml")
+    for source in settings:
+        folder = project.root if source.name == "params.yaml" else project.root / "conf"
+        shutil.copyfile(source, folder / source.name)
     undated = sum(scene.date is None for scene in conf.scenes.values())
     click.echo(f"{project.masking_path}: {len(conf.scenes)} scenes, classes {conf.classes}")
     if undated:
         click.echo(f"{undated} scenes have no date in their name: no outline is left out by year")
     click.echo("next: check conf/postprocess.yaml (channels, split), then `dvc repro`")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, found, path = text.partition("=")
-    if not found or not name or not path:
-        raise InputError(f"--outlines: expected CLASS=FILE, found {text!r}")
-    return name, path
 
 
 @main.command()

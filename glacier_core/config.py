@@ -139,6 +139,11 @@ class Project:
                 f"{path}: classes: {conf.classes} must keep the order of "
                 f"conf/masking_paths.yaml, {self.masking.classes} (the later wins)"
             )
+        absent = set(conf.assign) - set(self.masking.scenes)
+        if conf.split == "scenes" and absent:
+            raise InputError(
+                f"{path}: assign: {', '.join(sorted(absent))}: no such scene in {self.masking_path}"
+            )
         unfiltered = set(self.params.postprocess.min_class_fraction) - set(self.masking.classes)
         if unfiltered:
             raise InputError(

@@ -117,7 +117,7 @@ def configure(
         year_field: column of the outlines with their year, None to keep all.
         bands: see `band_names`.
         date: ISO date of the scenes; None to read it from each file name.
-        add: keep the scenes already configured; classes, bands and year field must agree.
+        add: keep the scenes already configured; classes and bands must agree.
 
     Raises:
         InputError: a file cannot be used; nothing is written.
@@ -141,6 +141,7 @@ def configure(
             "img_path": _kept(path, project.root),
             "mask_paths": {name: _kept(Path(p), project.root) for name, p in outlines.items()},
             "border_path": _kept(Path(border), project.root) if border else None,
+            "year_field": year_field,
             "date": date or date_in(path.stem),
         }
     folder = _common_folder(vectors)
@@ -148,7 +149,6 @@ def configure(
         "simulated": {},
         "outlines_dir": _kept(folder, project.root),
         "classes": list(outlines),
-        "year_field": year_field,
         "bands": names,
         "scenes": entries,
     }
@@ -164,7 +164,7 @@ def configure(
 def _merged(project: Project, content: dict[str, Any]) -> dict[str, Any]:
     before = read_yaml(project.masking_path)
     check(MaskingConf, before, project.masking_path)
-    for key in ("classes", "year_field", "bands"):
+    for key in ("classes", "bands"):
         if before[key] != content[key]:
             raise InputError(
                 f"{project.masking_path}: {key} is {before[key]}, but --add brings {content[key]}; "

@@ -34,13 +34,17 @@ class Checked(BaseModel):
 class SceneConf(Checked):
     img_path: str
     mask_paths: dict[str, str]
-    border_path: str | None = None
-    date: str | None = None
+    border_path: str | None
+    year_field: str | None
+    date: str | None
 
-    @field_validator("date")
+    @field_validator("date", mode="before")
     @classmethod
-    def _iso(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _iso(cls, value: object) -> object:
+        # YAML reads an unquoted 2000-10-25 as a date.
+        if isinstance(value, datetime.date):
+            return value.isoformat()
+        if isinstance(value, str):
             datetime.date.fromisoformat(value)
         return value
 
@@ -54,7 +58,6 @@ class MaskingConf(Checked):
     simulated: dict[str, str]
     outlines_dir: str
     classes: Annotated[list[str], Field(min_length=1)]
-    year_field: str | None
     bands: list[str] | None
     scenes: Annotated[dict[str, SceneConf], Field(min_length=1)]
 
@@ -96,6 +99,14 @@ class PostprocessConf(Checked):
     split: Literal["blocks", "regions", "scenes", "years", "random"]
     regions_path: str | None
     assign: dict[str, Split]
+
+    @field_validator("assign", mode="before")
+    @classmethod
+    def _years_as_text(cls, value: object) -> object:
+        # YAML reads an unquoted year as a number.
+        if isinstance(value, dict):
+            return {str(k) if type(k) is int else k: split for k, split in value.items()}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> PostprocessConf:

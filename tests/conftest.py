@@ -218,6 +218,7 @@ def set_scenes(root: Path, scenes: Mapping[str, Mapping[str, Any]], **changes: A
             "debris": "data/raw/outlines/debris.gpkg",
         },
         "border_path": None,
+        "year_field": "year",
         "date": "2000-10-25",
     }
     edit_yaml(

@@ -64,12 +64,12 @@ def test_a_folder_of_scenes_becomes_a_configuration_that_masks(folder: Path) -> 
     entry = {
         "mask_paths": {"clean_ice": "outlines/clean.shp", "debris": "outlines/debris.gpkg"},
         "border_path": "outlines/border.shp",
+        "year_field": "YEAR",
     }
     assert written(folder) == {
         "simulated": {},
         "outlines_dir": "outlines",
         "classes": ["clean_ice", "debris"],
-        "year_field": "YEAR",
         "bands": None,
         "scenes": {
             "LE07_140041_20001025": {

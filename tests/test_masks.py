@@ -268,7 +268,7 @@ def test_without_year_field_or_date_every_outline_is_kept_with_a_warning(
 ) -> None:
     project = one_scene(tmp_path, date=None if case == "no date" else "2000-10-25")
     if case == "no year field":
-        edit_yaml(project.masking_path, year_field=None)
+        edit_yaml(project.masking_path, **{"scenes.A.year_field": None})
     for name in ("clean_ice.shp", "debris.gpkg"):
         make_outlines(
             tmp_path / "data/raw/outlines" / name,
@@ -424,7 +424,7 @@ def test_a_class_that_cannot_be_read_leaves_nothing_behind(project: Project) -> 
 
 def test_rotated_and_south_up_scenes_are_burned_where_they_lie(tmp_path: Path) -> None:
     for transform in (
-        HERE * Affine.rotation(30) * Affine.scale(0.5, 1.5),
+        HERE @ Affine.rotation(30) @ Affine.scale(0.5, 1.5),
         Affine(30, 0, HERE.c, 0, 30, HERE.f),
     ):
         grid = Grid(64, 64, transform, CRS.from_epsg(32645))

@@ -82,7 +82,12 @@ WRONG = [
     (MASKING, "classes", ["clean_ice"], "scene LE07_SITE0_20001025: mask_paths has"),
     (MASKING, "classes", ["clean_ice", "clean_ice"], "classes must differ"),
     (MASKING, "scenes", {}, "scenes: "),
-    (MASKING, "year_field", REMOVED, "year_field: missing"),
+    (
+        MASKING,
+        "scenes.LE07_SITE0_20001025.year_field",
+        REMOVED,
+        "scenes.LE07_SITE0_20001025.year_field: missing",
+    ),
     (MASKING, "scenes.LE07_SITE0_20001025.date", "2000-13-01", "scenes.LE07_SITE0_20001025.date: "),
     (MASKING, "scenes.LE07_SITE0_20001025.img_path", None, "scenes.LE07_SITE0_20001025.img_path: "),
     (

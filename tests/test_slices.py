@@ -129,7 +129,7 @@ def test_the_slice_with_a_marker_pixel_is_the_one_whose_footprint_holds_its_plac
     frame = gpd.read_file(project.slice_folder("A") / "slices.geojson")
     to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     for row, col in [(0, 0), (0, 89), (49, 0), (49, 89), (10, 60), (30, 30), (25, 45)]:
-        place = Point(to_degrees.transform(*(transform * (col + 0.5, row + 0.5))))
+        place = Point(to_degrees.transform(*(transform @ (col + 0.5, row + 0.5))))
         for k, shape in zip(frame["k"], frame.geometry, strict=True):
             shown = bool((image(project, k) == row * 90 + col + 1).any())
             assert shown == shape.contains(place), (row, col, k)
@@ -145,7 +145,7 @@ def test_a_footprint_keeps_to_its_pixels_along_the_whole_edge(tmp_path: Path) ->
     to_degrees = Transformer.from_crs("EPSG:32645", "EPSG:4326", always_xy=True)
     for along in np.arange(0.5, 100):
         for col, row, inside in [(along, 0.02, True), (along, -0.02, False)]:
-            at = Point(to_degrees.transform(*(transform * (col, row))))
+            at = Point(to_degrees.transform(*(transform @ (col, row))))
             assert shape.contains(at) == inside
 
 

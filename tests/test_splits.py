@@ -66,10 +66,10 @@ def sliced(root: Path, scenes: Mapping[str, tuple[int, int, str]], size: int = 9
             transform=transform,
         )
         ice.append(ground(transform, (0, 0, size, size // 2)))
-        entries[name] = {"img_path": path, "date": date}
+        entries[name] = {"img_path": path, "date": date, "year_field": None}
     for name in ("clean_ice.shp", "debris.gpkg"):
         make_outlines(root / "data/raw/outlines" / name, ice)
-    set_scenes(root, entries, year_field=None)
+    set_scenes(root, entries)
     edit_yaml(root / "conf/postprocess.yaml", channels=["row", "column"])
     edit_yaml(root / "params.yaml", **{"postprocess.block_km": 1.6, "postprocess.buffer_m": 200})
     project = Project(root)

@@ -24,6 +24,7 @@ from glacier_core.dataset.statistics import ChannelStatistics, require_observed
 from glacier_core.errors import InputError
 from glacier_core.files import link_or_copy, whole_file, whole_folder, write_json
 from glacier_core.labels.inventory import read_vector
+from glacier_core.labels.masking import read_metadata
 from glacier_core.settings import SPLITS, PostprocessConf, PostprocessParams
 
 logger = logging.getLogger(__name__)
@@ -244,10 +245,7 @@ def _write_joint_files(
     with whole_file(project.dataset_folder / "slices.geojson") as beside:
         content = {"type": "FeatureCollection", "name": "slices", "features": features}
         beside.write_text(json.dumps(content))
-    rows: list[dict[str, str]] = []
-    for name in project.masking.scenes:
-        with (project.mask_folder(name) / "mask_metadata.csv").open(newline="") as file:
-            rows.extend(csv.DictReader(file))
+    rows = [read_metadata(project.mask_folder(name)) for name in project.masking.scenes]
     with (
         whole_file(project.dataset_folder / "mask_metadata.csv") as beside,
         beside.open("w", newline="") as file,

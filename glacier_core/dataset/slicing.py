@@ -18,6 +18,7 @@ from tqdm import tqdm
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import save_array, whole_folder
+from glacier_core.labels.masking import read_metadata
 from glacier_core.raster.grid import Grid, Window, tile_windows
 from glacier_core.raster.scene import Scene, unseen_values
 
@@ -162,10 +163,11 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
         grid = scene.grid
         mask = _mapped(mask_folder / f"mask_{scene_id}.npy", grid)
         border = _mapped(mask_folder / f"border_{scene_id}.npy", grid)
-        if mask.shape[2] != len(conf.classes):
+        burned = read_metadata(mask_folder)["classes"].split(" ")
+        if burned != conf.classes:
             raise InputError(
-                f"{mask_folder}: has {mask.shape[2]} classes, conf/masking_paths.yaml names "
-                f"{len(conf.classes)}; run `glacier mask` again"
+                f"{mask_folder}: was burned for classes {burned}, conf/masking_paths.yaml names "
+                f"{conf.classes}; run `glacier mask` again"
             )
         if min(grid.height, grid.width) < params.size:
             logger.info(

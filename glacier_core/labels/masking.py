@@ -14,6 +14,7 @@ import shapely
 from tqdm import tqdm
 
 from glacier_core.config import Project
+from glacier_core.errors import InputError
 from glacier_core.files import array_by_rows, whole_folder
 from glacier_core.labels.inventory import Outlines, outlines_for
 from glacier_core.raster.grid import Grid, Window
@@ -129,8 +130,23 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
     return row
 
 
+def read_metadata(folder: Path) -> dict[str, str]:
+    """The row of a scene's `mask_metadata.csv`.
+
+    Raises:
+        InputError: the scene is not masked yet.
+    """
+    try:
+        with (folder / "mask_metadata.csv").open(newline="") as file:
+            return next(csv.DictReader(file))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder / 'mask_metadata.csv'}: no such file; run `glacier mask` first"
+        ) from None
+
+
 def _read(project: Project, scene: SceneConf, grid: Grid, path: str) -> Outlines:
-    year_field, day = project.masking.year_field, scene.day
+    year_field, day = scene.year_field, scene.day
     if year_field is None or day is None:
         missing = "no year field is set" if year_field is None else "the scene's date is not known"
         logger.warning("%s: polygons of every year are kept, as %s", path, missing)
@@ -162,6 +178,7 @@ def _metadata(
         "img_height": grid.height,
         "mask_width": grid.width,
         "mask_height": grid.height,
+        "classes": " ".join(outlines),
         "date": scene.date or "",
         "crs": grid.crs.to_string(),
     }

@@ -112,10 +112,10 @@ class Grid:
         top, left = window.row, window.col
         bottom, right = top + window.height, left + window.width
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        return Polygon([self.transform * corner for corner in corners])
+        return Polygon([self.transform @ corner for corner in corners])
 
     def window_transform(self, window: Window) -> Affine:
-        return self.transform * Affine.translation(window.col, window.row)
+        return self.transform @ Affine.translation(window.col, window.row)
 
     def row_areas_km2(self) -> npt.NDArray[np.float64]:
         """Area of one pixel of each row, km², shape (height,).
