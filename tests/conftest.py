@@ -128,7 +128,7 @@ def ground(transform: Affine, box: Box, holes: Iterable[Box] = ()) -> Polygon:
     def ring(box: Box) -> list[tuple[float, float]]:
         top, left, bottom, right = box
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        return [transform * corner for corner in corners]
+        return [transform @ corner for corner in corners]
 
     return Polygon(ring(box), [ring(hole) for hole in holes])
 

@@ -96,7 +96,7 @@ def test_intersection_is_the_pixels_in_both(one: Window, other: Window) -> None:
 def test_a_footprint_holds_the_centres_of_its_pixels_and_of_no_others(
     window: Window, angle: float, across: float, down: float
 ) -> None:
-    turned = Affine.rotation(angle) * Affine.scale(across, -down)
+    turned = Affine.rotation(angle) @ Affine.scale(across, -down)
     transform = Affine.translation(4e5, 3e6) * turned
     grid = Grid(26, 26, transform, CRS.from_epsg(32645))
     shape = grid.footprint(window)
@@ -105,7 +105,7 @@ def test_a_footprint_holds_the_centres_of_its_pixels_and_of_no_others(
     for row in range(window.row - 1, window.row + window.height + 1):
         for col in (window.col - 1, window.col, window.col + window.width):
             if 0 <= row < 26 and 0 <= col < 26:
-                centre = Point(transform * (col + 0.5, row + 0.5))
+                centre = Point(transform @ (col + 0.5, row + 0.5))
                 assert shape.contains(centre) == inside[row, col]
 
 
@@ -126,7 +126,7 @@ def test_pixel_area_in_metres() -> None:
 
 
 def test_pixel_area_of_rotated_and_rectangular_pixels() -> None:
-    transform = Affine.rotation(33) * Affine.scale(515.1, -516.9)
+    transform = Affine.rotation(33) @ Affine.scale(515.1, -516.9)
     areas = Grid(2, 2, transform, CRS.from_epsg(32624)).row_areas_km2()
     np.testing.assert_allclose(areas, 0.5151 * 0.5169)
 

@@ -127,7 +127,7 @@ def test_outlines_in_another_crs_land_on_the_same_pixels(tmp_path: Path, crs: st
 
 def test_a_bow_tie_is_repaired_and_counted(tmp_path: Path) -> None:
     corners = [(10, 10), (42, 42), (42, 10), (10, 42)]  # (column, row), crossing in the middle
-    bow = Polygon([HERE * corner for corner in corners])
+    bow = Polygon([HERE @ corner for corner in corners])
     whole = ground(HERE, (50, 50, 60, 60))
     path = make_outlines(tmp_path / "ice.shp", [bow, whole])
     found = outlines_for(path, GRID, year_field=None, scene_year=None, tolerance=0)
@@ -336,7 +336,7 @@ def test_strips_burn_the_same_as_one_piece(tmp_path: Path) -> None:
         angles = np.sort(random.uniform(0, 2 * np.pi, 9))
         reach = random.uniform(2, 400, 9)
         ring = [
-            HERE * (col + r * np.cos(a) / 8, row + r * np.sin(a))
+            HERE @ (col + r * np.cos(a) / 8, row + r * np.sin(a))
             for a, r in zip(angles, reach, strict=True)
         ]
         shapes.append(Polygon(ring).buffer(0))

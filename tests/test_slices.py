@@ -109,7 +109,7 @@ def put_together(project: Project, sliced: SlicedScene, shape: tuple[int, int]) 
 TRANSFORMS = {
     "north up": (north_up(), "EPSG:32645"),
     "south up": (Affine(30, 0, 500_010, 0, 30, 3_100_020), "EPSG:32645"),
-    "rotated": (north_up() * Affine.rotation(25), "EPSG:32645"),
+    "rotated": (north_up() @ Affine.rotation(25), "EPSG:32645"),
     "rectangular": (Affine(515.1, 0, 500_010, 0, -516.9, 3_100_020), "EPSG:32645"),
     "southern hemisphere": (north_up(500_010, 6_000_000), "EPSG:32719"),
     "degrees": (north_up(80, 35, 0.0003), "EPSG:4326"),

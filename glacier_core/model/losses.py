@@ -40,7 +40,8 @@ def dice_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float)
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float) -> Tensor:
     """Weighted cross-entropy, the mean over valid pixels; arguments as `dice_loss`."""
-    if not bool((target != IGNORED).any()):
+    weighed = weights[target[target != IGNORED].long()]
+    if not bool(weighed.any()):  # nothing valid, or only classes of weight 0: no mean over them
         return logits.sum() * 0
     return F.cross_entropy(
         logits, target.long(), weights, ignore_index=IGNORED, label_smoothing=smoothing

@@ -45,6 +45,10 @@ class ModelDescription:
     training: str
     sources: list[str]
 
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.means) == len(self.standard_deviations):
+            raise ValueError("not one mean and one standard deviation for each channel")
+
     def build(self) -> GlacierModel:
         """The network with fresh weights."""
         normalise = Normalise(self.means, self.standard_deviations, self.impute)
@@ -121,7 +125,8 @@ class Predictor:
                 f"the model takes (batch, {len(self.description.channels)}, height, width) with "
                 f"channels {', '.join(self.description.channels)}; found shape {pixels.shape}"
             )
-        x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device)
+        # A copy, since PyTorch warns of arrays that cannot be written to, such as memory maps.
+        x = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C")).to(self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(
             self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None

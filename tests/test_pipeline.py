@@ -1,0 +1,205 @@
+"""The graph: what `dvc repro` runs, skips, restores and repeats, in a real repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+from workspace import SMALL, edit_yaml, environment, run, small_workspace
+
+RAN = re.compile(r"Running stage '([^']+)'")
+
+
+def stages(output: str) -> list[str]:
+    """Stages that a `dvc repro` really ran."""
+    return RAN.findall(output)
+
+
+def outputs(folder: Path) -> dict[str, dict[str, str]]:
+    """Hash of every output of every stage, as dvc.lock records them."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    return {
+        stage: {out["path"]: out["md5"] for out in entry["outs"]}
+        for stage, entry in lock["stages"].items()
+    }
+
+
+def scenes(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((folder / "conf/masking_paths.yaml").read_text())
+    return loaded["scenes"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A workspace after one `dvc repro`, and what that printed. Tests leave it as it is."""
+    folder = small_workspace(tmp_path_factory.mktemp("pipeline") / "work")
+    return folder, run(folder, "dvc", "repro")
+
+
+@pytest.fixture
+def again(done: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished workspace to change."""
+    folder = tmp_path / "work"
+    shutil.copytree(done[0], folder, symlinks=True)
+    return folder
+
+
+def test_one_command_runs_every_stage(done: tuple[Path, str]) -> None:
+    folder, printed = done
+    names = list(scenes(folder))
+    expected = ["simulate@demo", *[f"mask@{n}" for n in names], *[f"slice@{n}" for n in names]]
+    assert sorted(stages(printed)) == sorted(
+        [*expected, "postprocess", "train", "evaluate", "register"]
+    )
+    for name in names:
+        assert (folder / f"data/masks/{name}/mask_{name}.npy").is_file()
+        assert (folder / f"data/masks/{name}/border_{name}.npy").is_file()
+        assert (folder / f"data/slices/{name}/slice_{name}_img_0.npy").is_file()
+        assert (folder / f"data/slices/{name}/slice_{name}_label_0.npy").is_file()
+    for file in ("dataset/mask_metadata.csv", "dataset/slices.geojson", "dataset/statistics.json",
+                 "runs/unet/models/model.safetensors", "evaluation/metrics.json"):  # fmt: skip
+        assert (folder / "data" / file).is_file()
+    assert list((folder / "data/runs/unet/logs").glob("events.out.tfevents.*"))
+
+
+def test_a_second_run_does_nothing(done: tuple[Path, str]) -> None:
+    printed = run(done[0], "dvc", "repro")
+    assert stages(printed) == []
+    assert "up to date" in run(done[0], "dvc", "status")
+
+
+def test_nothing_but_the_lock_is_new_to_git(done: tuple[Path, str]) -> None:
+    assert run(done[0], "git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
+    before = outputs(again)
+    run(again, "dvc", "repro", "--force")
+    assert outputs(again) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"train": {"learning_rate": 0.001}}, {"train", "evaluate", "register"}),
+        # The threshold drops no slice here: what was made from equal slices stays as it is.
+        ({"postprocess": {"min_valid_fraction": 0.101}}, {"postprocess"}),
+        ({"evaluate": {"examples": 2}}, {"evaluate"}),
+    ],
+)
+def test_a_changed_number_reruns_only_what_depends_on_it(
+    again: Path, change: dict[str, Any], expected: set[str]
+) -> None:
+    edit_yaml(again / "params.yaml", change)
+    assert set(stages(run(again, "dvc", "repro"))) == expected
+
+
+def test_a_new_scene_runs_its_own_stages_and_the_joint_ones(again: Path) -> None:
+    first, entry = next(iter(scenes(again).items()))
+    (again / "data/raw/more").mkdir()
+    shutil.copy(again / entry["img_path"], again / "data/raw/more/LE07_NEW_20001025.tif")
+    new = {**entry, "img_path": "data/raw/more/LE07_NEW_20001025.tif"}
+    edit_yaml(again / "conf/masking_paths.yaml", {"scenes": {"LE07_NEW_20001025": new}})
+    expected = {"mask@LE07_NEW_20001025", "slice@LE07_NEW_20001025", "postprocess", "train",
+                "evaluate", "register"}  # fmt: skip
+    assert set(stages(run(again, "dvc", "repro"))) == expected
+    assert first in scenes(again)
+
+
+def test_an_experiment_with_another_number_is_seen_in_mlflow(again: Path) -> None:
+    run(again, "git", "add", "-A")
+    run(
+        again, "git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "-qm", "lock"
+    )
+    identity = {"GIT_AUTHOR_NAME": "T", "GIT_COMMITTER_NAME": "T",
+                "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_EMAIL": "t@example.org"}  # fmt: skip
+    run(again, "dvc", "exp", "run", "-S", "train.learning_rate=0.0007", **identity)
+    client = mlflow.MlflowClient(f"sqlite:///{again / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("glacier")
+    runs = client.search_runs([experiment.experiment_id])
+    rates = {run.data.params["train.learning_rate"] for run in runs}
+    assert rates == {"0.002", "0.0007"}
+    assert all("test_mean_ice_iou" in run.data.metrics for run in runs)
+    versions = client.search_model_versions("name = 'glacier-unet'")
+    assert sorted(version.version for version in versions) in (["1", "2"], [1, 2])
+
+
+def test_metrics_and_plots_are_shown_without_a_network(done: tuple[Path, str]) -> None:
+    folder = done[0]
+    shown = json.loads(run(folder, "dvc", "metrics", "show", "--json"))
+    scores = shown[""]["data"]["data/evaluation/metrics.json"]["data"]
+    assert {"unet", "forest", "threshold", "protocol"} <= set(scores)
+    run(folder, "dvc", "plots", "show")
+    page = (folder / "dvc_plots/index.html").read_text()
+    assert "confusion.png" in page
+    # What a browser would load: scripts and styles from elsewhere.
+    assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']?https?:", page)
+
+
+def test_a_fresh_clone_gets_raw_data_masks_and_slices_from_the_remote(
+    again: Path, tmp_path: Path
+) -> None:
+    remote = tmp_path / "remote"
+    run(again, "dvc", "remote", "add", "--default", "storage", str(remote))
+    run(again, "dvc", "push")
+    run(again, "git", "add", "-A")
+    run(
+        again, "git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "-qm", "lock"
+    )
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(again), str(clone))
+    run(clone, "dvc", "pull")
+    assert "up to date" in run(clone, "dvc", "status")
+    for kind in ("raw", "masks", "slices"):
+        theirs = {p.relative_to(again): p.read_bytes() for p in (again / "data" / kind).rglob("*.*")
+                  if p.is_file()}  # fmt: skip
+        assert theirs
+        assert all((clone / name).read_bytes() == content for name, content in theirs.items())
+    assert stages(run(clone, "dvc", "repro")) == []
+    # The model came from the cache, without a run: registering gives it one, from its files.
+    assert "models:/glacier-unet/1 champion" in run(clone, "glacier", "register")
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_each_step_ends_as_an_uninterrupted_one(
+    done: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = small_workspace(tmp_path / "work")
+    edit_yaml(folder / "params.yaml", {"train": {"epochs": SMALL["train"]["epochs"]}})
+    names = list(scenes(folder))
+    for stage in ("simulate@demo", f"mask@{names[1]}", f"slice@{names[2]}", "postprocess",
+                  "train", "evaluate", "register"):  # fmt: skip
+        process = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=folder,
+            env=environment(PYTHONUNBUFFERED="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        seen = False
+        for line in process.stdout:
+            if f"Running stage '{stage}'" in line:
+                seen = True
+                break
+        assert seen, f"{stage} did not run"
+        # Somewhere in its work: imports alone take longer than this.
+        try:
+            process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run(folder, "dvc", "repro")
+    assert outputs(folder) == outputs(done[0])
+    assert list((folder / "data").rglob(".*partial*")) == []
