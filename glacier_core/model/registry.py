@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import logging
-import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlflow.types import Schema, TensorSpec
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import write_json
+from glacier_core.model.evaluation import METRICS
 from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, ModelDescription
 from glacier_core.model.tracking import (
     connect,
@@ -93,7 +93,7 @@ def register(project: Project) -> Registration:
         InputError: there is no trained or evaluated model, or MLflow cannot be reached.
     """
     models, evaluation = project.run_folder / "models", project.evaluation_folder
-    for path, step in ((models / DESCRIPTION, "train"), (evaluation / "metrics.json", "evaluate")):
+    for path, step in ((models / DESCRIPTION, "train"), (evaluation / METRICS, "evaluate")):
         if not path.exists():
             raise InputError(f"{path}: no such file; run `glacier {step}` first")
     description = ModelDescription.from_json(json.loads((models / DESCRIPTION).read_text()))
@@ -152,7 +152,7 @@ def _complete_run(client: MlflowClient, project: Project, description: ModelDesc
     done = len(client.get_metric_history(run_id, "loss")) if "loss" in known else 0
     for row in rows[done:]:
         log_epoch(client, run_id, row)
-    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    metrics = json.loads((project.evaluation_folder / METRICS).read_text())
     for method in ("unet", "forest", "threshold"):
         prefix = "test" if method == "unet" else f"test_{method}"
         for name, values in metrics.get(method, {}).items():
@@ -187,9 +187,7 @@ def _log_model(
     means = np.array(description.means, dtype=np.float32)[None, :, None, None]
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # MLflow asks for type hints to infer a signature from; this model states its own.
-        warnings.filterwarnings("ignore", message=".*type hint.*", category=UserWarning)
+    with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -209,6 +207,7 @@ def _log_model(
         name,
         source=logged.model_uri,
         run_id=run_id,
+        description=_in_words(project),
         tags={_KEY: key, "dataset": description.dataset},
     )
     aliases = client.get_registered_model(name).aliases
@@ -216,6 +215,17 @@ def _log_model(
         name, CHALLENGER if CHAMPION in aliases else CHAMPION, version.version
     )
     return version
+
+
+def _in_words(project: Project) -> str:
+    """How good a version is, for the list of versions in the UI."""
+    metrics = json.loads((project.evaluation_folder / METRICS).read_text())
+    scores = (
+        f"{name} {value if isinstance(value, str) else format(value, '.3f')}"
+        for name, value in ((n, metrics["unet"][n]["iou"]) for n in project.postprocess.classes)
+    )
+    leaky = ", LEAKY" if metrics["protocol"]["leaky"] else ""
+    return f"Test IoU: {', '.join(scores)} (split by {metrics['protocol']['split']}{leaky})"
 
 
 def _requirements() -> list[str]:

@@ -26,6 +26,8 @@ for _name, _value in {
 
 import mlflow  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
+from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 # MLflow sets its own level when it is imported.
@@ -88,12 +90,9 @@ def lineage(project: Project) -> dict[str, str]:
         "git.commit": _git(project.root, "rev-parse", "HEAD") or "none",
         "git.dirty": str(bool(_git(project.root, "status", "--porcelain"))).lower(),
     }
-    for stage, entry in lock_stages(project.root).items():
-        hashes = [out.get("md5", "") for out in entry.get("outs", [])]
-        if stage == "postprocess":
-            tags |= {f"dvc.{Path(out['path']).name}": out.get("md5", "") for out in entry["outs"]}
-        elif stage.split("@")[0] in ("mask", "slice"):
-            tags[f"dvc.{stage.replace('@', '.')}"] = " ".join(hashes)
+    # Hashes by scene are in dvc.lock, which is kept with the run.
+    made = lock_stages(project.root).get("postprocess", {}).get("outs", [])
+    tags |= {f"dvc.{Path(out['path']).name}": out.get("md5", "") for out in made}
     return tags
 
 
@@ -149,6 +148,10 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
         for name in ("params.yaml", "conf/masking_paths.yaml", "conf/postprocess.yaml",
                      "conf/train.yaml"):  # fmt: skip
             mlflow.log_artifact(str(project.root / name), "settings")
+        place = LocalArtifactDatasetSource(str(project.dataset_folder))
+        digest = description.dataset[:8]
+        slices = MetaDataset(place, name="slices", digest=digest)  # type: ignore[abstract]
+        mlflow.log_input(slices, context="training")
         identity: str = run.info.run_id
     return identity
 
@@ -180,8 +183,7 @@ class RunLogger:
         try:
             action()
         except (MlflowException, OSError) as error:
-            if self._client is not None:
-                logger.warning("MLflow cannot be reached; `glacier register` will log: %s", error)
+            logger.warning("MLflow cannot be reached; `glacier register` will log: %s", error)
             self._client = None
 
     def begin(self, description: ModelDescription, past: list[Row]) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -148,6 +147,9 @@ class _Trainer:
             num_workers=self.params.loader_workers,
             persistent_workers=self.params.loader_workers > 0,
             pin_memory=self.device.type == "cuda",
+            # Its own: drawing from the one that dropout uses, once for processes that live on and
+            # once an epoch for others, the number of processes or a restart would change results.
+            generator=torch.Generator(),
         )
         self.state = _State()
 
@@ -221,14 +223,21 @@ class _Trainer:
         return {**row, "images_per_second": speed}
 
     def finish(self) -> None:
-        """Bring the best checkpoint out of its folder, and clear the folder."""
+        """Bring the best checkpoint out of its folder, and clear the folder.
+
+        Copied, so that a run that is stopped here can be finished by the next. The description
+        goes first and comes last: without it nobody takes the new weights for the old model's.
+        """
         rows = self.state.rows
+        (self.folder / DESCRIPTION).unlink(missing_ok=True)
         with whole_file(self.folder / HISTORY) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
         for name in (WEIGHTS, DESCRIPTION):
-            os.replace(self.checkpoints / name, self.folder / name)
+            with whole_file(self.folder / name) as beside:
+                shutil.copyfile(self.checkpoints / name, beside)
+        (self.checkpoints / _LAST).unlink()  # the first to go: what is left of it ends nothing
         shutil.rmtree(self.checkpoints)
         best = max(rows, key=lambda row: -1.0 if isinstance(row["dev_mean_ice_iou"], str)
                    else row["dev_mean_ice_iou"])  # fmt: skip
@@ -273,16 +282,16 @@ class _Trainer:
         with whole_file(self.checkpoints / _LAST) as beside:
             save_file(tensors, beside, note)
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
         """Continue from the last checkpoint if it is of this very training."""
         path = self.checkpoints / _LAST
         if not path.exists():
-            return False
+            return
         with safe_open(path, framework="pt") as file:
             note = file.metadata()
             if note["training"] != self.description.training:
                 logger.info("%s: is of other settings or data; starting afresh", path)
-                return False
+                return
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.state = _State(**json.loads(note["state"]))
         self.model.load_state_dict(
@@ -295,7 +304,6 @@ class _Trainer:
                 optimizer["state"].setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(optimizer)
         logger.info("resuming after epoch %d", self.state.done)
-        return True
 
 
 def _require_ice(dataset: Dataset, split: str) -> None:
@@ -327,7 +335,7 @@ def train(project: Project, observers: Sequence[Observer] = ()) -> ModelDescript
     for split in ("train", "dev"):
         _require_ice(dataset, split)
     trainer = _Trainer(project, dataset)
-    resumed = trainer.resume()
+    trainer.resume()
     state, params = trainer.state, trainer.params
     parameters = sum(p.numel() for p in trainer.model.parameters())
     logger.info(
@@ -338,7 +346,7 @@ def train(project: Project, observers: Sequence[Observer] = ()) -> ModelDescript
         trainer.device,
         trainer.predictor.autocast or "float32",
     )
-    board = _Board(project.run_folder / "logs", fresh=not resumed)
+    board = _Board(project.run_folder / "logs")
     watching: list[Observer] = [board, *observers]
     for observer in watching:
         observer.begin(trainer.description, state.rows)
@@ -359,15 +367,16 @@ def train(project: Project, observers: Sequence[Observer] = ()) -> ModelDescript
 
 
 class _Board:
-    """TensorBoard events of one run."""
+    """TensorBoard events of one run, written anew when it is resumed: a kill loses some."""
 
-    def __init__(self, folder: Path, *, fresh: bool) -> None:
-        if fresh and folder.exists():
+    def __init__(self, folder: Path) -> None:
+        if folder.exists():
             shutil.rmtree(folder)
         self._writer = SummaryWriter(str(folder))
 
-    def begin(self, description: ModelDescription, past: list[Row]) -> None:
-        pass
+    def begin(self, description: ModelDescription, past: list[Row]) -> None:  # noqa: ARG002
+        for row in past:
+            self.epoch(row)
 
     def epoch(self, row: Row) -> None:
         for key, value in row.items():
