@@ -26,8 +26,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 
 demo: setup  ## simulated scenes to a registered model, then say where everything is
 	$(BIN)/dvc repro
-	$(BIN)/glacier register
-	@$(BIN)/glacier summary
+	@$(BIN)/glacier -q summary
 
 test: setup  ## lint, types, all tests
 	$(BIN)/ruff check .

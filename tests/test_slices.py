@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -406,3 +408,37 @@ def test_slicing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     first = content(project.slice_folder("A"))
     slice_scene(project, "A")
     assert content(project.slice_folder("A")) == first
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_megabytes(root: Path, *arguments: str) -> float:
+    """Peak memory of the real command."""
+    command = str(Path(sys.executable).with_name("glacier"))
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, command, "-q", *arguments],
+        cwd=root, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return int(done.stdout) / 1024
+
+
+def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
+    project = make_project(tmp_path, places=1)
+    name = next(iter(project.masking.scenes))
+    edit_yaml(tmp_path / "params.yaml", **{"slice.size": 256})
+    peaks = []
+    for size in (256, 1280):  # 4 and 98 MB as float32
+        make_scene(tmp_path / project.scene(name).img_path, shape=(size, size))
+        peaks.append(
+            [peak_megabytes(tmp_path, step, "--scene", name) for step in ("mask", "slice")]
+        )
+    (mask, cut), (large_mask, large_cut) = peaks
+    assert large_mask - mask < 20
+    assert large_cut - cut < 40

@@ -166,9 +166,14 @@ class _Trainer:
         ]
         self.model.train()
         total, images, started = 0.0, 0, time.perf_counter()
-        bar = tqdm(self.loader, desc=f"epoch {epoch + 1}/{self.params.epochs}", disable=None,
-                   leave=False)  # fmt: skip
-        for step, (image, label) in enumerate(bar):
+        bar = tqdm(
+            total=len(self.sampler),
+            desc=f"epoch {epoch + 1}/{self.params.epochs}",
+            unit=" images",
+            disable=None,
+            leave=False,
+        )
+        for step, (image, label) in enumerate(self.loader):
             for group in self.optimizer.param_groups:
                 # The middle of the step: the first one of a warm-up is not lost to a rate of 0.
                 moment = epoch + (step + 0.5) / len(self.loader)
@@ -194,7 +199,9 @@ class _Trainer:
             self.optimizer.step()
             total += loss.item() * len(image)
             images += len(image)
-            bar.set_postfix(loss=f"{total / images:.4f}")
+            bar.set_postfix(loss=f"{total / images:.4f}", refresh=False)
+            bar.update(len(image))
+        bar.close()
         return total / images, images / (time.perf_counter() - started)
 
     def run_epoch(self) -> Row:
