@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.stages import BadInput, run_stage
+from flows.stages import BadInput, end_running_stages, run_stage
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.model.registry import Registration, register
@@ -73,20 +73,23 @@ def glacier(root: str = ".") -> str:
         URI of the registered version.
     """
     folder = Path(root).resolve()
-    project = Project(folder)
     try:
-        conf, _ = project.masking, (project.params, project.postprocess, project.train)
+        conf = Project(folder).check().masking
     except InputError as error:
         raise BadInput(str(error)) from error
-    simulated = [_start(f"simulate@{name}", folder) for name in conf.simulated]
-    masks = {scene: _start(f"mask@{scene}", folder, simulated) for scene in conf.scenes}
-    slices = [_start(f"slice@{scene}", folder, [masks[scene]]) for scene in conf.scenes]
-    # Every scene is tried before one bad scene ends the run: all that is wrong is said at once.
-    wait([*masks.values(), *slices])
-    for future in [*simulated, *masks.values(), *slices]:
-        future.result()
-    for stage in ("postprocess", "train", "evaluate", "register"):
-        run_stage(stage, folder)
+    try:
+        simulated = [_start(f"simulate@{name}", folder) for name in conf.simulated]
+        masks = {scene: _start(f"mask@{scene}", folder, simulated) for scene in conf.scenes}
+        slices = [_start(f"slice@{scene}", folder, [masks[scene]]) for scene in conf.scenes]
+        # Every scene is tried before one bad scene ends the run: all that is wrong is said at once.
+        wait([*masks.values(), *slices])
+        for future in [*simulated, *masks.values(), *slices]:
+            future.result()
+        for stage in ("postprocess", "train", "evaluate", "register"):
+            run_stage(stage, folder)
+    except BaseException:
+        end_running_stages()
+        raise
     registration = register_model(folder)
     report(folder, registration)
     uri = f"models:/{registration.model}/{registration.version}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,13 @@ from prefect.tasks import Task
 from glacier_core.cli import BAD_INPUT
 
 _EXITED = re.compile(r"exited with (-?\d+)")
-# What DVC says when another process holds the repository or a neighbouring stage.
+# What DVC says when another process holds the repository or a neighbouring stage...
 _BUSY = ("is busy", "Unable to acquire lock", "unable to acquire lock")
+# ... and before a stage starts, when what it needs is not there.
+_ABSENT = ("does not exist", "are missing from", "failed to parse", "validation failed")
+
+# Processes of the stages that run now; a cancelled flow ends them all.
+_running: set[subprocess.Popen[str]] = set()
 
 
 class BadInput(RuntimeError):
@@ -51,7 +58,10 @@ def _streamed(command: list[str], root: Path) -> tuple[int, list[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A group of its own: DVC passes no signal on to the stage that it runs.
+        start_new_session=True,
     )
+    _running.add(process)
     assert process.stdout is not None
     lines = []
     try:
@@ -60,13 +70,26 @@ def _streamed(command: list[str], root: Path) -> tuple[int, list[str]]:
             lines.append(text)
             if text:
                 logger.info("%s", text)
-    except BaseException:
-        # A cancelled flow must not leave its stage running.
-        process.terminate()
-        raise
+        return process.wait(), lines
     finally:
-        code = process.wait()
-    return code, lines
+        _end(process)
+        _running.discard(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a stage with all that it started, if it still runs."""
+    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+
+
+def end_running_stages() -> None:
+    """End every stage that runs: those of other threads do not hear that the flow ended."""
+    for process in list(_running):
+        _end(process)
 
 
 def _failure(stage: str, lines: Iterable[str]) -> RuntimeError:
@@ -79,6 +102,8 @@ def _failure(stage: str, lines: Iterable[str]) -> RuntimeError:
             return BadInput(f"{stage}: {reason}")
         if any(word in line for word in _BUSY):
             return StageBusy(f"{stage}: {line}")
+        if line.startswith("ERROR: ") and any(word in line for word in _ABSENT):
+            return BadInput(f"{stage}: {line.removeprefix('ERROR: ')}")
     return StageFailed(f"{stage}: {reason}")
 
 

@@ -82,6 +82,7 @@ _scene = click.option(
 
 
 def _chosen(project: Project, scenes: Sequence[str]) -> list[str]:
+    project.check()
     for name in scenes:
         project.scene(name)
     return list(scenes) or list(project.masking.scenes)
@@ -100,6 +101,11 @@ def simulate(project: Project, out: Path) -> None:
     from glacier_core.simulate import simulate as make
 
     params = project.params.simulate
+    if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():
+        raise InputError(
+            f"{out}: holds files that `glacier simulate` did not make, and would replace. "
+            "Name a new folder."
+        )
     with whole_folder(out) as beside:
         scenes = make(
             beside,
@@ -157,6 +163,7 @@ def configure(
     refused now. Keep all vector files in one folder of their own: DVC watches it.
     """
     from glacier_core.configure import configure as write
+    from glacier_core.files import whole_file
 
     pairs: dict[str, str] = {}
     for text in outlines:
@@ -183,7 +190,8 @@ def configure(
     )
     for source in settings:
         folder = project.root if source.name == "params.yaml" else project.root / "conf"
-        shutil.copyfile(source, folder / source.name)
+        with whole_file(folder / source.name) as beside:
+            shutil.copyfile(source, beside)
     undated = sum(scene.date is None for scene in conf.scenes.values())
     click.echo(f"{project.masking_path}: {len(conf.scenes)} scenes, classes {conf.classes}")
     if undated:

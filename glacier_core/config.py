@@ -139,6 +139,11 @@ class Project:
                 f"{path}: classes: {conf.classes} must keep the order of "
                 f"conf/masking_paths.yaml, {self.masking.classes} (the later wins)"
             )
+        if conf.regions_path is not None and not self.masking.watches(conf.regions_path):
+            raise InputError(
+                f"{path}: regions_path: {conf.regions_path} lies outside outlines_dir "
+                f"{self.masking.outlines_dir} of {self.masking_path}, the folder that DVC watches"
+            )
         absent = set(conf.assign) - set(self.masking.scenes)
         if conf.split == "scenes" and absent:
             raise InputError(
@@ -164,6 +169,15 @@ class Project:
                 f"{sorted(expected)}, found {sorted(given)}"
             )
         return conf
+
+    def check(self) -> Project:
+        """Read every settings file now, so that a mistake in the last one costs no hours.
+
+        Raises:
+            InputError: see `check`.
+        """
+        _ = self.masking, self.params, self.postprocess, self.train
+        return self
 
     def scene(self, scene_id: str) -> SceneConf:
         try:

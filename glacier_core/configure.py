@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import glob
 import os
+import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from glacier_core.labels.inventory import read_vector
 from glacier_core.raster.bands import ETM_STACK
 from glacier_core.raster.scene import Scene
 from glacier_core.settings import MaskingConf
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".tif", ".tiff", ".vrt", ".img", ".jp2"}
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
@@ -158,7 +162,20 @@ def configure(
     _check_watched(project, content)
     with whole_file(project.masking_path) as beside:
         beside.write_text(_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+    _clear_unconfigured(project, conf)
     return conf
+
+
+def _clear_unconfigured(project: Project, conf: MaskingConf) -> None:
+    """Remove masks and slices of scenes that are no longer configured.
+
+    They can be made again; left there, DVC would count them as part of the data set.
+    """
+    for folder in (project.root / "data/masks", project.root / "data/slices"):
+        for made in folder.iterdir() if folder.is_dir() else ():
+            if made.is_dir() and made.name not in conf.scenes:
+                logger.info("%s: its scene is no longer configured; removed", made)
+                shutil.rmtree(made)
 
 
 def _merged(project: Project, content: dict[str, Any]) -> dict[str, Any]:

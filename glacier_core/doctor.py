@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sqlite3
@@ -22,6 +24,7 @@ from glacier_core.errors import InputError
 
 _PACKAGES = "prefect fastapi sqlalchemy mlflow dvc torch rasterio geopandas numpy pandas".split()
 _LOW_DISK_GB = 10
+_PORTS = {"https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,22 @@ def _settings(project: Project) -> Iterator[Finding]:
         yield Finding("fail", "settings", str(error))
 
 
+def _in_use(lock: Path) -> bool:
+    """Whether DVC's lock file names a process that lives; DVC passes over one that was killed."""
+    try:
+        modes = json.loads(lock.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    entries = [entry for mode in modes.values() for entry in mode.values()]
+    holders = [h for entry in entries for h in (entry if isinstance(entry, list) else [entry])]
+    return any(psutil.pid_exists(int(holder["pid"])) for holder in holders)
+
+
 def _dvc(project: Project) -> Iterator[Finding]:
     if not (project.root / ".dvc").is_dir():
         yield Finding("fail", "dvc", "not initialised here; run `dvc init`")
         return
-    lock = project.root / ".dvc/tmp/rwlock"
-    held = lock.exists() and lock.read_text().strip() not in ("", "{}")
+    held = _in_use(project.root / ".dvc/tmp/rwlock")
     state = "in use by a running stage" if held else "free"
     yield Finding("warn" if held else "ok", "dvc", f"repository {state}")
     done = subprocess.run(
@@ -108,7 +121,7 @@ def _dvc(project: Project) -> Iterator[Finding]:
 
 def _answers(url: str) -> bool:
     parts = urlparse(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = parts.port or _PORTS.get(parts.scheme.split("+")[0], 80)
     try:
         with socket.create_connection((parts.hostname or "127.0.0.1", port), timeout=2):
             return True
@@ -120,9 +133,10 @@ def _mlflow(project: Project) -> Iterator[Finding]:
     from glacier_core.model.tracking import tracking_uri
 
     uri = tracking_uri(project.root)
-    if uri.startswith("http"):
+    if urlparse(uri).hostname:
         up = _answers(uri)
-        yield Finding("ok" if up else "fail", "mlflow", f"{uri} {'answers' if up else 'is down'}")
+        shown = re.sub(r"//.*@", "//", uri)  # a database's address may hold a password
+        yield Finding("ok" if up else "fail", "mlflow", f"{shown} {'answers' if up else 'is down'}")
         return
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():

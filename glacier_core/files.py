@@ -48,6 +48,24 @@ def _about(error: OSError, path: Path, beside: Path) -> bool:
     )
 
 
+def _clear_stale(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`."""
+    for stale in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
+        owner = stale.name.removesuffix(path.suffix).rpartition("-")[2]
+        if owner.isdigit() and not _runs(int(owner)):
+            _discard(stale)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
@@ -60,6 +78,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(path)
         yield beside
         os.replace(beside, path)
     except OSError as error:
@@ -80,11 +99,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: as `whole_file`.
     """
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.partial-*"):
-            _discard(stale)
+        _clear_stale(path)
         beside.mkdir()
         yield beside
         if path.exists():

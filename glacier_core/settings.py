@@ -7,6 +7,9 @@ and written exactly once, in those files: there is no second set of defaults in 
 from __future__ import annotations
 
 import datetime
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +23,22 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+# Names become parts of file names, of commands that DVC gives to a shell, of keys that it looks
+# up, and of metrics.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+_RESERVED = {BACKGROUND, "all", "protocol"}
+_PLACE = r"[A-Za-z0-9_][A-Za-z0-9_./-]*"
+
+
+def _named(kind: str, names: Iterable[str], pattern: str = NAME) -> None:
+    for name in names:
+        if not re.fullmatch(pattern, name):
+            raise ValueError(
+                f"{kind} '{name}': use letters, digits, '_' and '-' alone"
+                + (" (rename the file)" if kind == "scene" else "")
+            )
 
 
 class Checked(BaseModel):
@@ -63,12 +82,15 @@ class MaskingConf(Checked):
 
     @model_validator(mode="after")
     def _consistent(self) -> MaskingConf:
-        if len(set(self.classes)) != len(self.classes) or BACKGROUND in self.classes:
-            raise ValueError(f"classes must differ, and '{BACKGROUND}' is derived, never listed")
-        folder = Path(self.outlines_dir)
+        if len(set(self.classes)) != len(self.classes) or _RESERVED & set(self.classes):
+            raise ValueError(
+                f"classes must differ, and {', '.join(sorted(_RESERVED))} are words of our own"
+            )
+        _named("class", self.classes)
+        _named("scene", self.scenes)
+        _named("simulated", self.simulated)
+        _named("simulated", self.simulated.values(), _PLACE)
         for name, scene in self.scenes.items():
-            if "/" in name or name.startswith("."):
-                raise ValueError(f"scene id '{name}' cannot be part of a file name")
             if sorted(scene.mask_paths) != sorted(self.classes):
                 raise ValueError(
                     f"scene {name}: mask_paths has {sorted(scene.mask_paths)}, "
@@ -77,9 +99,16 @@ class MaskingConf(Checked):
             for vector in [*scene.mask_paths.values(), scene.border_path]:
                 # DVC watches this one folder, sidecar files included; a vector file outside
                 # it could change without its masks being burned again.
-                if vector is not None and folder not in Path(vector).parents:
-                    raise ValueError(f"scene {name}: {vector} lies outside outlines_dir {folder}")
+                if vector is not None and not self.watches(vector):
+                    raise ValueError(
+                        f"scene {name}: {vector} lies outside outlines_dir {self.outlines_dir}"
+                    )
         return self
+
+    def watches(self, vector: str) -> bool:
+        """Whether a file lies in `outlines_dir`, where DVC sees it change."""
+        folder = Path(os.path.normpath(self.outlines_dir))
+        return folder in Path(os.path.normpath(vector)).parents
 
 
 # --- conf/postprocess.yaml and conf/train.yaml: by which method ------------------------------
@@ -229,8 +258,7 @@ class TrainParams(Checked):
     @field_validator("run_name")
     @classmethod
     def _folder_name(cls, value: str) -> str:
-        if not value or "/" in value or value.startswith("."):
-            raise ValueError("run_name becomes a folder name: no '/', no leading dot")
+        _named("run_name", [value])
         return value
 
 

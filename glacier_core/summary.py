@@ -22,21 +22,26 @@ def summarise(project: Project) -> str:
     metrics = json.loads(path.read_text())
     protocol = metrics["protocol"]
     registration = register(project)
-    leaky = " It LEAKS: scores are too good." if protocol["leaky"] else ""
+    ground = (
+        ": it LEAKS, training saw the same ground and scores are too good"
+        if protocol["leaky"]
+        else " that training never saw"
+    )
     return f"""
 {table(metrics)}
 
   unet       the trained model: {registration.model} version {registration.version} \
 ({registration.alias or "no alias"})
   forest     a random forest, pixel by pixel, on the same channels
-  threshold  {protocol["threshold_rule"]}; it cannot see debris
-  Test: {protocol["test_slices"]} slices in {protocol["test_blocks"]} block(s) of ground that \
-training never saw (split: {protocol["split"]}).{leaky}
+  threshold  {protocol["threshold_rule"]}; it tells nothing else apart
+  Test: {protocol["test_slices"]} slices in {protocol["test_blocks"]} block(s) of ground \
+(split: {protocol["split"]}){ground}
 
 Look at
   {project.evaluation_folder}/figures/      maps beside outlines, curves, baselines (PNG)
   {project.dataset_folder}/slices.geojson   what went into which split, for QGIS
-  mlflow server --backend-store-uri sqlite:///mlflow.db --port 5000    then open
+  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 \\
+    --backend-store-uri sqlite:///mlflow.db --port 5000    then open
   {registration.run_url}
   tensorboard --logdir data/runs
 

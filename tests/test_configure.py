@@ -321,3 +321,41 @@ def test_band_names_may_be_written_with_spaces() -> None:
 def test_no_scene_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no scene found"):
         find_scenes([str(tmp_path)])
+
+
+# --- names that become commands, and what is no longer configured -----------------------------
+
+
+@pytest.mark.parametrize("name", ["A.b", "C d", "X$(touch pwned)", "-q"])
+def test_a_file_name_that_cannot_be_an_id_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    make_scene(folder / f"odd/{name}.tif")
+    line = refused(capsys, "odd", *ICE, "--year-field", "YEAR")
+    assert f"scene '{name}': use letters" in line
+    assert "rename the file" in line
+    assert not (folder / "conf/masking_paths.yaml").exists()
+
+
+def test_masks_of_scenes_no_longer_configured_are_removed(folder: Path) -> None:
+    configure("landsat", *ICE, "--year-field", "YEAR")
+    for name in ("LE07_140041_20001025", "LE07_140041_20101106"):
+        mask_scene(Project(folder), name)
+    configure("landsat/*2000*.tif", *ICE, "--year-field", "YEAR")
+    assert [path.name for path in (folder / "data/masks").iterdir()] == ["LE07_140041_20001025"]
+
+
+def test_a_class_with_two_files_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "landsat", *ICE, "--outlines", "debris=outlines/clean.shp")
+    assert "class debris is given twice" in line
+    assert not (folder / "conf/masking_paths.yaml").exists()
+
+
+def test_settings_to_be_like_are_looked_for_before_anything_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "nothing").mkdir()
+    assert "--like needs" in refused(capsys, "landsat", *ICE, "--like", "nothing")
+    assert not (folder / "conf/masking_paths.yaml").exists()

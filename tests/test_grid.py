@@ -97,7 +97,7 @@ def test_a_footprint_holds_the_centres_of_its_pixels_and_of_no_others(
     window: Window, angle: float, across: float, down: float
 ) -> None:
     turned = Affine.rotation(angle) @ Affine.scale(across, -down)
-    transform = Affine.translation(4e5, 3e6) * turned
+    transform = Affine.translation(4e5, 3e6) @ turned
     grid = Grid(26, 26, transform, CRS.from_epsg(32645))
     shape = grid.footprint(window)
     inside = np.zeros((26, 26), dtype=bool)
@@ -117,7 +117,7 @@ def test_rows_count_from_the_north() -> None:
 
 def test_a_windows_transform_starts_at_its_corner() -> None:
     grid = Grid(100, 50, north_up(500_000, 3_000_000), CRS.from_epsg(32645))
-    assert grid.window_transform(Window(3, 5, 2, 2)) * (0, 0) == (500_150, 2_999_910)
+    assert grid.window_transform(Window(3, 5, 2, 2)) @ (0, 0) == (500_150, 2_999_910)
 
 
 def test_pixel_area_in_metres() -> None:

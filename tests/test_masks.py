@@ -447,3 +447,20 @@ def test_real_debris_outlines_give_back_the_experts_labels_exactly(real_data: Pa
             expected, grid = source.read(1), Grid.of(source)
         found = burned(folder / "outlines/debris.gpkg", grid=grid)
         np.testing.assert_array_equal(found, expected == 1, err_msg=label.name)
+
+
+def test_a_dissolved_inventory_on_both_sides_of_a_scene_does_not_touch_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sides = MultiPolygon([ground(HERE, (0, -90, 64, -70)), ground(HERE, (0, 90, 64, 120))])
+    path = make_outlines(tmp_path / "ice.gpkg", [sides])
+    assert not burned(path).any()
+    assert "no outline touches the scene" in caplog.text
+
+
+def test_a_scene_whose_outlines_are_all_of_another_time_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_outlines(tmp_path / "ice.shp", [ground(HERE, (8, 8, 40, 40))], year=[1990])
+    assert not burned(path, year_field="year", scene_year=2000).any()
+    assert "all 1 outlines near the scene are of other years than 2000" in caplog.text

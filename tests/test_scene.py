@@ -366,7 +366,7 @@ def test_real_sentinel_2_tiles_open_by_their_own_names(real_data: Path) -> None:
 
 
 def test_a_rotated_scene_keeps_its_transform(tmp_path: Path) -> None:
-    transform = north_up() * north_up().rotation(20)
+    transform = north_up() @ north_up().rotation(20)
     path = make_scene(
         tmp_path / "s.tif", bands=["red"], shape=(8, 8), values=1, transform=transform
     )

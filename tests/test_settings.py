@@ -81,6 +81,11 @@ WRONG = [
     (PARAMS, "train.class_weights.background", REMOVED, "train.class_weights: "),
     (MASKING, "classes", ["clean_ice"], "scene LE07_SITE0_20001025: mask_paths has"),
     (MASKING, "classes", ["clean_ice", "clean_ice"], "classes must differ"),
+    (MASKING, "classes", ["clean_ice", "all"], "are words of our own"),
+    (MASKING, "classes", ["clean ice", "debris"], "class 'clean ice': use letters"),
+    (MASKING, "simulated", {"demo": "data/$(touch pwned)"}, "simulated 'data/$(touch pwned)'"),
+    (POSTPROCESS, "regions_path", "elsewhere/regions.gpkg", "regions_path: elsewhere/regions.gpkg"),
+    (POSTPROCESS, "regions_path", "data/raw/outlines/../x.gpkg", "lies outside outlines_dir"),
     (MASKING, "scenes", {}, "scenes: "),
     (
         MASKING,
@@ -284,3 +289,22 @@ def test_a_folder_that_is_no_project_is_told_what_is_missing(tmp_path: Path) -> 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: conf/masking_paths.yaml: no such file.")
+
+
+@pytest.mark.parametrize("example", ["himalaya_debris", "icimod_hkh"])
+def test_the_examples_are_valid_settings(tmp_path: Path, example: str) -> None:
+    source = REPOSITORY / "conf/examples" / example
+    project = make_project(tmp_path, places=1)
+    masking = source / "masking_paths.yaml"
+    for name in ("postprocess.yaml", "train.yaml"):
+        (tmp_path / "conf" / name).write_text((source / name).read_text())
+    (tmp_path / "params.yaml").write_text((source / "params.yaml").read_text())
+    if masking.exists():
+        project.masking_path.write_text(masking.read_text())
+    elif example == "himalaya_debris":
+        entry = yaml.safe_load(project.masking_path.read_text())["scenes"].popitem()[1]
+        tiles = yaml.safe_load((source / "postprocess.yaml").read_text())["assign"]
+        edit_yaml(project.masking_path, scenes=dict.fromkeys(tiles, entry))
+    checked = Project(tmp_path).check()
+    assert checked.params.train.run_name == example
+    assert checked.postprocess.classes == ["clean_ice", "debris"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import date
@@ -247,3 +249,18 @@ def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(tmp_path, sites=sites, size=size, dates=dates, seed=1)
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    for name in ("conf", "params.yaml"):
+        (tmp_path / name).symlink_to(Path(__file__).parents[1] / name)
+    mine = tmp_path / "raw" / "landsat.tif"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("glacier"), "simulate", "--out", "raw"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "raw: holds files that `glacier simulate` did not make" in done.stderr
+    assert mine.read_text() == "years of work"

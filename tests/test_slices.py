@@ -442,3 +442,26 @@ def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
     (mask, cut), (large_mask, large_cut) = peaks
     assert large_mask - mask < 20
     assert large_cut - cut < 40
+
+
+# --- masks of another scene or other classes ---------------------------------------------------
+
+
+def test_a_scene_that_moved_since_it_was_masked_is_not_sliced(tmp_path: Path) -> None:
+    project = make_project(tmp_path, places=1)
+    name = next(iter(project.masking.scenes))
+    mask_scene(project, name)
+    image = tmp_path / project.scene(name).img_path
+    make_scene(image, transform=north_up(west=400_300))
+    with pytest.raises(InputError, match=r"lies elsewhere .* run `glacier mask` again"):
+        slice_scene(project, name)
+
+
+def test_classes_in_another_order_than_they_were_burned_are_not_sliced(tmp_path: Path) -> None:
+    project = make_project(tmp_path, places=1)
+    name = next(iter(project.masking.scenes))
+    mask_scene(project, name)
+    edit_yaml(project.masking_path, classes=["debris", "clean_ice"])
+    edit_yaml(tmp_path / "conf/postprocess.yaml", classes=["debris", "clean_ice"])
+    with pytest.raises(InputError, match="was burned for classes"):
+        slice_scene(Project(tmp_path), name)

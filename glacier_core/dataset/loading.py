@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,17 +149,15 @@ class Dataset:
         out[: part.shape[0], : part.shape[1]] = part
         return out
 
-    def counted_once(self, split: str) -> list[npt.NDArray[np.bool_]]:
+    def counted_once(self, split: str) -> Iterator[npt.NDArray[np.bool_]]:
         """For each sample of a split, the pixels that no earlier sample of its scene shows."""
-        masks: list[npt.NDArray[np.bool_] | None] = [None] * len(self.splits[split])
-        by_scene: dict[str, list[int]] = {}
-        for i, sample in enumerate(self.splits[split]):
-            by_scene.setdefault(sample.scene, []).append(i)
-        for members in by_scene.values():
-            covers = first_cover([self.splits[split][i].window for i in members])
-            for i, cover in zip(members, covers, strict=True):
-                masks[i] = cover
-        return [mask for mask in masks if mask is not None]
+        samples = self.splits[split]
+        covers = {
+            scene: first_cover([sample.window for sample in samples if sample.scene == scene])
+            for scene in {sample.scene for sample in samples}
+        }
+        for sample in samples:
+            yield next(covers[sample.scene])
 
 
 def read_channels(

@@ -104,7 +104,10 @@ class SlicedScene:
         head = content["scene"]
         return cls(
             **head,
-            slices=[SliceRecord(**feature["properties"]) for feature in content["features"]],
+            slices=[
+                SliceRecord(**{k: v for k, v in feature["properties"].items() if k != "source"})
+                for feature in content["features"]
+            ],
             footprints=[
                 Polygon(feature["geometry"]["coordinates"][0]) for feature in content["features"]
             ],
@@ -120,7 +123,11 @@ class SlicedScene:
             "name": "slices",
             "scene": head,
             "features": [
-                {"type": "Feature", "geometry": mapping(shape), "properties": asdict(record)}
+                {
+                    "type": "Feature",
+                    "geometry": mapping(shape),
+                    "properties": {**asdict(record), "source": self.source},
+                }
                 for record, shape in zip(self.slices, self.footprints, strict=True)
             ],
         }
@@ -163,7 +170,16 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
         grid = scene.grid
         mask = _mapped(mask_folder / f"mask_{scene_id}.npy", grid)
         border = _mapped(mask_folder / f"border_{scene_id}.npy", grid)
-        burned = read_metadata(mask_folder)["classes"].split(" ")
+        made = read_metadata(mask_folder)
+        if (made["crs"], made["transform"]) != (
+            grid.crs.to_string(),
+            " ".join(map(repr, grid.transform[:6])),
+        ):
+            raise InputError(
+                f"{mask_folder}: was burned for a scene that lies elsewhere than "
+                f"{scene_conf.img_path} does now; run `glacier mask` again"
+            )
+        burned = made["classes"].split(" ")
         if burned != conf.classes:
             raise InputError(
                 f"{mask_folder}: was burned for classes {burned}, conf/masking_paths.yaml names "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def years_of(values: pd.Series[Any]) -> npt.NDArray[np.float64]:
         return dated
 
     def one(value: Any) -> float:
-        if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        if value is None or value is pd.NaT or (isinstance(value, float) and not isfinite(value)):
             return np.nan
         if hasattr(value, "year"):
             return float(value.year)
@@ -146,12 +147,15 @@ def outlines_for(
     except Exception as error:  # GDAL raises its own unexported classes here
         raise InputError(f"{path}: its CRS cannot be reached from the scene's ({error})") from error
     geometry = np.asarray(frame.geometry.values, dtype=object)
-    touching = shapely.intersects(shapely.envelope(geometry), shapely.box(*near))
+    # By part: the envelope of a dissolved inventory holds every scene.
+    parts, owner = shapely.get_parts(geometry, return_index=True)
+    touching = np.zeros(read, dtype=bool)
+    touching[owner[shapely.intersects(shapely.envelope(parts), shapely.box(*near))]] = True
     if not touching.any():
         theirs = transform_bounds(source.to_wkt(), wgs84.to_wkt(), *frame.total_bounds)
         ours = transform_bounds(grid.crs.to_wkt(), wgs84.to_wkt(), *bounds)
         logger.warning(
-            "%s: no outline touches the scene; its mask is empty. "
+            "%s: no outline touches the scene: no pixel of it lies inside. "
             "Outlines: %s, scene: %s (west south to east north, degrees)",
             path,
             _extent(theirs),
@@ -167,6 +171,13 @@ def outlines_for(
     if year_field is not None and scene_year is not None:
         years = years_of(frame[year_field])
         keep &= ~(np.abs(years - scene_year) > tolerance)
+        if touching.any() and not keep.any():
+            logger.warning(
+                "%s: all %d outlines near the scene are of other years than %d",
+                path,
+                touching.sum(),
+                scene_year,
+            )
         unknown = int((touching & np.isnan(years)).sum())
         if unknown:
             logger.warning("%s: %d polygons have no readable year; kept", path, unknown)

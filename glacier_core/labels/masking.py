@@ -181,6 +181,7 @@ def _metadata(
         "classes": " ".join(outlines),
         "date": scene.date or "",
         "crs": grid.crs.to_string(),
+        "transform": " ".join(map(repr, grid.transform[:6])),
     }
     for k, name in enumerate(outlines):
         chosen = outlines[name]

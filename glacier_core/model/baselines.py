@@ -47,7 +47,7 @@ def sample_pixels(
 
 
 class IndexThreshold:
-    """Clean ice where NDSI, or else the ratio red / SWIR, exceeds a threshold; never debris.
+    """One class where NDSI, or else the ratio red / SWIR, exceeds a threshold; never another.
 
     Attributes:
         rule: the rule in words, with the threshold chosen on the training split.
@@ -78,7 +78,10 @@ class IndexThreshold:
             if iou > best:
                 best, self._threshold = iou, float(threshold)
         kind = "NDSI" if self._ndsi else "ratio"
-        self.rule = f"{kind} of {self._bands[0]} and {self._bands[1]} > {self._threshold:.2f}"
+        self.rule = (
+            f"{dataset.class_names[target]} where {kind} of {self._bands[0]} and {self._bands[1]} "
+            f"> {self._threshold:.2f}"
+        )
 
     def _index(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         first, swir = values[..., 0], values[..., 1]

@@ -75,7 +75,8 @@ def evaluate(project: Project) -> dict[str, Any]:
     logger.info("fitting the baselines on the training split")
     forest = PixelForest(dataset, forest_params, seed)
     try:
-        rule = IndexThreshold(dataset, 1, forest_params.sample_pixels, seed)
+        target = names.index("clean_ice") if "clean_ice" in names else 1
+        rule = IndexThreshold(dataset, target, forest_params.sample_pixels, seed)
     except LookupError as error:
         logger.warning("no threshold baseline: %s", error)
         rule = None
@@ -112,6 +113,7 @@ def evaluate(project: Project) -> dict[str, Any]:
                 figures.save(figure, folder / "figures" / f"example_{sample.scene}_{sample.k}.png")
         metrics = _metrics(tallies, curves, names)
         metrics["protocol"] = {
+            "training": predictor.description.training,
             "split": project.postprocess.split,
             "leaky": dataset.leaky,
             "test_slices": total,

@@ -23,6 +23,7 @@ from glacier_core.raster.bands import find_common
 # Background, then classes in order: rock grey, ice blue, debris ochre, and some in reserve.
 COLOURS = ["#d9d5cc", "#2b7bba", "#b5651d", "#7a3e9d", "#3a8f5c", "#c2b280"]
 _IGNORED_COLOUR = "#ffffff"
+_PROBABILITY = matplotlib.colormaps["magma"].with_extremes(bad="#9aa0a6")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -81,7 +82,9 @@ def example(
     axes[0].imshow(composite(image, bands))
     show_classes(axes[1], truth, len(names))
     show_classes(axes[2], predicted, len(names))
-    axes[3].imshow(1 - probability[0], cmap="magma", vmin=0, vmax=1)
+    # Where nothing was seen, all probabilities are 0.
+    ice = np.where(probability.sum(axis=0) > 0, 1 - probability[0], np.nan)
+    axes[3].imshow(ice, cmap=_PROBABILITY, vmin=0, vmax=1)
     wrong = (predicted != truth) & (truth != IGNORED)
     for axis, text in zip(
         axes,

@@ -27,7 +27,7 @@ from glacier_core.model.tracking import (
     connect,
     lineage,
     lock_stages,
-    log_epoch,
+    log_epochs,
     open_run,
     run_url,
     tracking_uri,
@@ -37,7 +37,7 @@ from glacier_core.model.training import HISTORY
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-_KEY = "glacier.train_key"
+_KEY, _ANNOUNCED = "glacier.train_key", "glacier.announced"
 
 
 def _hash(value: object) -> str:
@@ -104,6 +104,8 @@ def register(project: Project) -> Registration:
         existing = _find_version(client, name, key)
         run_id = existing.run_id if existing else _complete_run(client, project, description)
         version = existing or _log_model(client, project, description, run_id, key)
+        if _ANNOUNCED not in version.tags:
+            _give_alias(client, name, version.version)
         experiment_id = client.get_run(run_id).info.experiment_id
         alias = _alias_of(client, name, version.version)
     except MlflowException as error:
@@ -146,12 +148,8 @@ def _alias_of(client: MlflowClient, name: str, version: str) -> str:
 def _complete_run(client: MlflowClient, project: Project, description: ModelDescription) -> str:
     """The run of this training with all that belongs to it, from the files on disk."""
     run_id = open_run(client, project, description)
-    known = client.get_run(run_id).data.metrics
     with (project.run_folder / "models" / HISTORY).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    done = len(client.get_metric_history(run_id, "loss")) if "loss" in known else 0
-    for row in rows[done:]:
-        log_epoch(client, run_id, row)
+        log_epochs(client, run_id, list(csv.DictReader(file)))
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())
     for method in ("unet", "forest", "threshold"):
         prefix = "test" if method == "unet" else f"test_{method}"
@@ -203,18 +201,22 @@ def _log_model(
             name, description="Clean and debris-covered ice from Landsat: raw bands in, "
             "class probabilities out, normalisation inside",
         )  # fmt: skip
-    version = client.create_model_version(
+    return client.create_model_version(
         name,
         source=logged.model_uri,
         run_id=run_id,
         description=_in_words(project),
         tags={_KEY: key, "dataset": description.dataset},
     )
+
+
+def _give_alias(client: MlflowClient, name: str, version: str) -> None:
+    """Make a new version champion or challenger, once: the tag says that it was done."""
     aliases = client.get_registered_model(name).aliases
-    client.set_registered_model_alias(
-        name, CHALLENGER if CHAMPION in aliases else CHAMPION, version.version
-    )
-    return version
+    if str(version) not in map(str, aliases.values()):
+        alias = CHALLENGER if CHAMPION in aliases else CHAMPION
+        client.set_registered_model_alias(name, alias, version)
+    client.set_model_version_tag(name, version, _ANNOUNCED, "true")
 
 
 def _in_words(project: Project) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import mlflow  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # noqa: E402
+from mlflow.entities import Metric  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 # MLflow sets its own level when it is imported.
@@ -35,19 +37,24 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
 
 _TRAINING = "glacier.training"
+_URI = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI`, or an SQLite file in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    return os.environ.get(_URI) or f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
 def connect(project: Project) -> MlflowClient:
     """Point MLflow at the project's store and experiment, creating what is missing."""
     root = project.root.resolve()
     uri = tracking_uri(root)
+    given = os.environ.get(_URI)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    if given is None:
+        # MLflow sets it for child processes; here it would be the next project's store too.
+        os.environ.pop(_URI, None)
     client = MlflowClient()
     name = project.train.tracking.experiment
     experiment = client.get_experiment_by_name(name)
@@ -140,7 +147,7 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
     known = _find_run(client, project, description.training)
     if known is not None:
         return known
-    tags = {_TRAINING: description.training, "dataset": description.dataset, **lineage(project)}
+    tags = {"dataset": description.dataset, **lineage(project)}
     with mlflow.start_run(run_name=project.params.train.run_name, tags=tags) as run:
         mlflow.log_params(hyperparameters(project))
         mlflow.log_dict(description.to_json(), DESCRIPTION)
@@ -152,19 +159,28 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
         digest = description.dataset[:8]
         slices = MetaDataset(place, name="slices", digest=digest)  # type: ignore[abstract]
         mlflow.log_input(slices, context="training")
+        # Last, so that a run that could not be begun properly is never taken for this one.
+        mlflow.set_tag(_TRAINING, description.training)
         identity: str = run.info.run_id
     return identity
 
 
-def log_epoch(client: MlflowClient, run_id: str, row: Mapping[str, float | str]) -> None:
-    step = int(float(row["epoch"]))
-    for key, value in row.items():
-        try:
-            number = float(value)
-        except ValueError:  # undefined: the class does not occur
+def log_epochs(
+    client: MlflowClient, run_id: str, rows: Sequence[Mapping[str, float | str]]
+) -> None:
+    """Log the rows of `history.csv` that a run does not have yet, each row at once."""
+    known = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    for row in rows:
+        step = int(float(row["epoch"]))
+        if step in known:
             continue
-        if key != "epoch":
-            client.log_metric(run_id, key, number, step=step)
+        now, metrics = time.time_ns() // 1_000_000, []
+        for key, value in row.items():
+            try:
+                metrics.append(Metric(key, float(value), now, step))
+            except ValueError:  # undefined: the class does not occur
+                continue
+        client.log_batch(run_id, [metric for metric in metrics if metric.key != "epoch"])
 
 
 class RunLogger:
@@ -178,6 +194,7 @@ class RunLogger:
         self._project = project
         self._client: MlflowClient | None = None
         self._run_id = ""
+        self._open = False
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -193,17 +210,17 @@ class RunLogger:
             mlflow.enable_system_metrics_logging()
             mlflow.set_system_metrics_sampling_interval(5)
             mlflow.start_run(run_id=self._run_id)
-            for row in past:
-                log_epoch(client, self._run_id, row)
+            self._open = True
+            log_epochs(client, self._run_id, past)
             logger.info("MLflow run %s", self._run_id)
 
         self._try(start)
 
     def epoch(self, row: Row) -> None:
         if (client := self._client) is not None:
-            self._try(lambda: log_epoch(client, self._run_id, row))
+            self._try(lambda: log_epochs(client, self._run_id, [row]))
 
     def end(self, error: BaseException | None) -> None:
-        if self._client is not None:
+        if self._open:
             status = "FINISHED" if error is None else "KILLED"
             self._try(lambda: mlflow.end_run(status))

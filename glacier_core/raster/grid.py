@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,23 +69,21 @@ def tile_windows(height: int, width: int, size: int, overlap: int) -> list[Windo
     ]
 
 
-def first_cover(windows: Sequence[Window]) -> list[npt.NDArray[np.bool_]]:
+def first_cover(windows: Sequence[Window]) -> Iterator[npt.NDArray[np.bool_]]:
     """For each window of one grid, the pixels that no earlier window covers.
 
     Counting only these counts every covered pixel exactly once, however windows overlap.
 
-    Returns:
+    Yields:
         One bool array (height, width) a window, True where the pixel is counted there.
     """
-    masks = []
     for i, window in enumerate(windows):
         mask = np.ones((window.height, window.width), dtype=bool)
         for earlier in windows[:i]:
             shared = window.intersection(earlier)
             if shared is not None:
                 mask[shared.within(window).slices] = False
-        masks.append(mask)
-    return masks
+        yield mask
 
 
 @dataclass(frozen=True)
