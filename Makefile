@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo test format lock clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,14 +28,14 @@ demo: setup  ## simulated scenes to a registered model, then say where everythin
 	$(BIN)/dvc repro
 	@$(BIN)/glacier -q summary
 
-test: setup  ## lint, types, all tests
+# The slow tests (servers, the whole demo, real data) run in CI and with `make test SLOW=1`.
+SLOW ?= $(CI)
+
+test: setup  ## lint, types, tests; the slow ones too with SLOW=1
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
-
-test-fast: setup  ## the tests that take no minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(if $(SLOW),,-m 'not slow')
 
 format: setup  ## format the code
 	$(BIN)/ruff check --fix .

@@ -12,13 +12,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.stages import BadInput, end_running_stages, run_stage
+from flows.stages import BadInput, end_running_stages, run_stage, worth_repeating
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.model.registry import Registration, register
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=worth_repeating,
+)
 def register_model(root: Path) -> Registration:
     """Make sure that the model is registered, also when DVC restored it from its cache."""
     return register(Project(root))

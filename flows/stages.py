@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from glacier_core.cli import BAD_INPUT
+from glacier_core.errors import InputError
 
 _EXITED = re.compile(r"exited with (-?\d+)")
 # What DVC says when another process holds the repository or a neighbouring stage...
@@ -41,9 +42,10 @@ class StageFailed(RuntimeError):
     """The stage broke off for another reason: killed, out of memory, a full disk."""
 
 
-def _worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Whether a failed task may pass when repeated; bad input never does."""
     result = state.result(raise_on_failure=False)
-    return not isinstance(result, BadInput)
+    return not isinstance(result, (BadInput, InputError))
 
 
 def _streamed(command: list[str], root: Path) -> tuple[int, list[str]]:
@@ -112,7 +114,7 @@ def _failure(stage: str, lines: Iterable[str]) -> RuntimeError:
     cache_policy=NO_CACHE,  # DVC decides what is up to date, by content
     retries=3,
     retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=_worth_repeating,
+    retry_condition_fn=worth_repeating,
 )
 def run_stage(stage: str, root: Path) -> str:
     """Bring one stage up to date with DVC; its output goes to the log.

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from glacier_core.config import Project
-from glacier_core.errors import InputError, StorageError
+from glacier_core.errors import InputError, ServiceError, StorageError
 
 # OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
@@ -35,7 +35,7 @@ class _Group(click.Group):
         except InputError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(BAD_INPUT)
-        except StorageError as error:
+        except (StorageError, ServiceError) as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
 

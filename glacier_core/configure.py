@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import glob
-import os
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence

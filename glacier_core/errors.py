@@ -9,5 +9,9 @@ class InputError(Exception):
     """
 
 
+class ServiceError(Exception):
+    """A service that is needed does not answer, or refuses. Worth repeating later."""
+
+
 class StorageError(Exception):
     """A result could not be written: no space, no permission. Nothing half-written remains."""

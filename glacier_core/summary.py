@@ -7,7 +7,7 @@ import json
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.model.evaluation import table
-from glacier_core.model.registry import register
+from glacier_core.model.registry import registered
 
 
 def summarise(project: Project) -> str:
@@ -21,7 +21,13 @@ def summarise(project: Project) -> str:
         raise InputError(f"{path}: no such file; run `dvc repro` first")
     metrics = json.loads(path.read_text())
     protocol = metrics["protocol"]
-    registration = register(project)
+    known = registered(project)
+    model = (
+        f"{known.model} version {known.version} ({known.alias or 'no alias'})"
+        if known
+        else ("not registered; run `glacier register`")
+    )
+    page = known.run_url if known else "http://127.0.0.1:5000"
     ground = (
         ": it LEAKS, training saw the same ground and scores are too good"
         if protocol["leaky"]
@@ -30,8 +36,7 @@ def summarise(project: Project) -> str:
     return f"""
 {table(metrics)}
 
-  unet       the trained model: {registration.model} version {registration.version} \
-({registration.alias or "no alias"})
+  unet       the trained model: {model}
   forest     a random forest, pixel by pixel, on the same channels
   threshold  {protocol["threshold_rule"]}; it tells nothing else apart
   Test: {protocol["test_slices"]} slices in {protocol["test_blocks"]} block(s) of ground \
@@ -42,9 +47,9 @@ Look at
   {project.dataset_folder}/slices.geojson   what went into which split, for QGIS
   MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 \\
     --backend-store-uri sqlite:///mlflow.db --port 5000    then open
-  {registration.run_url}
+  {page}
   tensorboard --logdir data/runs
 
 Use it
-  mlflow.pyfunc.load_model("models:/{registration.model}@champion")
+  mlflow.pyfunc.load_model("models:/{project.train.tracking.model_name}@champion")
 Next: your own scenes, `glacier configure --help`; README.md says how."""

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from workspace import SMALL, edit_yaml, environment, run, small_workspace
+from workspace import REPOSITORY, SMALL, edit_yaml, environment, run, small_workspace
 
 RAN = re.compile(r"Running stage '([^']+)'")
 
@@ -123,14 +123,17 @@ def test_an_experiment_with_another_number_is_seen_in_mlflow(again: Path) -> Non
     identity = {"GIT_AUTHOR_NAME": "T", "GIT_COMMITTER_NAME": "T",
                 "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_EMAIL": "t@example.org"}  # fmt: skip
     run(again, "dvc", "exp", "run", "-S", "train.learning_rate=0.0007", **identity)
-    client = mlflow.MlflowClient(f"sqlite:///{again / 'mlflow.db'}")
+    # In a copy of the project that DVC throws away afterwards.
+    run(again, "dvc", "exp", "run", "--temp", "-S", "train.learning_rate=0.0009", **identity)
+    store = f"sqlite:///{again / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store, registry_uri=store)
     experiment = client.get_experiment_by_name("glacier")
     runs = client.search_runs([experiment.experiment_id])
     rates = {run.data.params["train.learning_rate"] for run in runs}
-    assert rates == {"0.002", "0.0007"}
+    assert rates == {"0.002", "0.0007", "0.0009"}
     assert all("test_mean_ice_iou" in run.data.metrics for run in runs)
     versions = client.search_model_versions("name = 'glacier-unet'")
-    assert sorted(version.version for version in versions) in (["1", "2"], [1, 2])
+    assert sorted(version.version for version in versions) in (["1", "2", "3"], [1, 2, 3])
 
 
 def test_metrics_and_plots_are_shown_without_a_network(done: tuple[Path, str]) -> None:
@@ -203,3 +206,48 @@ def test_a_run_killed_in_each_step_ends_as_an_uninterrupted_one(
     run(folder, "dvc", "repro")
     assert outputs(folder) == outputs(done[0])
     assert list((folder / "data").rglob(".*partial*")) == []
+
+
+# --- the real thing --------------------------------------------------------------------------
+
+
+def full_workspace(folder: Path) -> Path:
+    """The repository's files as they are, numbers included."""
+    small_workspace(folder)
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    shutil.copy(REPOSITORY / "conf/masking_paths.yaml", folder / "conf")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_beats_both_baselines_on_ground_it_never_saw(tmp_path: Path) -> None:
+    folder = full_workspace(tmp_path / "work")
+    run(folder, "dvc", "repro", timeout=1400)
+    metrics = json.loads((folder / "data/evaluation/metrics.json").read_text())
+    mean = {name: metrics[name]["all"]["mean_ice_iou"] for name in ("unet", "forest", "threshold")}
+    assert mean["unet"] > mean["forest"] > mean["threshold"]
+    said = run(folder, "glacier", "-q", "summary")
+    assert "glacier-unet version 1 (champion)" in said
+    assert "evaluation/figures" in said
+
+
+@pytest.mark.slow
+def test_real_tiles_become_a_model_with_a_geographic_split(tmp_path: Path, real_data: Path) -> None:
+    folder = full_workspace(tmp_path / "work")
+    tiles = real_data / "himalaya_debris"
+    run(folder, "glacier", "configure", str(tiles / "images"),
+        "--outlines", f"clean_ice={tiles / 'outlines/clean_ice_silver.gpkg'}",
+        "--outlines", f"debris={tiles / 'outlines/debris.gpkg'}",
+        "--like", "conf/examples/himalaya_debris")  # fmt: skip
+    # Few epochs: whether it runs, not how good it gets.
+    edit_yaml(folder / "params.yaml", {"train": {"epochs": 2, "crops_per_slice": 2}})
+    run(folder, "dvc", "repro")
+    metrics = json.loads((folder / "data/evaluation/metrics.json").read_text())
+    assert metrics["protocol"]["split"] == "scenes"
+    assert not metrics["protocol"]["leaky"]
+    dataset = json.loads((folder / "data/dataset/dataset.json").read_text())
+    assert {s["scene"] for s in dataset["splits"]["test"]} == {
+        "tile003", "tile125", "tile126", "tile170",
+    }  # fmt: skip
+    assert 0 < metrics["unet"]["clean_ice"]["iou"] < 1

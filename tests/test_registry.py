@@ -18,11 +18,13 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from glacier_core.cli import main
 from glacier_core.config import Project
-from glacier_core.errors import InputError
+from glacier_core.errors import InputError, ServiceError
 from glacier_core.model.evaluation import evaluate
 from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.registry import Registration, register
@@ -571,15 +573,38 @@ def test_a_store_that_cannot_be_reached_is_one_clear_error(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InputError, match="run `glacier register` again when MLflow is back"):
+    with pytest.raises(ServiceError, match="run `glacier register` again when MLflow is back"):
         register(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert register(project).version == "1"
 
 
-def test_the_command_line_names_the_version_and_where_to_see_its_run(project: Project) -> None:
+def test_the_scores_of_one_model_are_never_given_to_another(project: Project) -> None:
+    path = project.evaluation_folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["protocol"]["training"] = "another training"
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"judges another model .* run `glacier evaluate`"):
+        register(project)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///damaged.db", "postgresql://127.0.0.1:9/none"])
+def test_a_damaged_or_unreachable_database_is_one_clear_error(
+    project: Project, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    damaged = project.root / "damaged.db"
+    damaged.write_bytes(b"this is not a database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("damaged.db", str(damaged)))
+    with pytest.raises(ServiceError, match="run `glacier register` again when MLflow is back"):
+        register(project)
+
+
+def test_the_command_line_names_the_version_and_where_to_see_its_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edit_yaml(project.root / "conf/train.yaml", {"tracking": {"model_name": "my-glaciers"}})
-    said = run(project.root, "glacier", "--quiet", "register").strip().splitlines()
+    monkeypatch.chdir(project.root)
+    said = CliRunner().invoke(main, ["register"], catch_exceptions=False).output.splitlines()
     assert said[0] == "models:/my-glaciers/1 champion"
-    assert "workflowType=machine_learning" in said[1]
+    assert said[1].startswith("http://127.0.0.1:5000/#/experiments/")
     assert len(said) == 2

@@ -105,22 +105,22 @@ def trained(project: Project) -> Project:
     return project
 
 
-def without_dev_ice(project: Project) -> Watch:
-    """After epoch 1, dev shows no ice: no later epoch can score better."""
+def without_dev_ice(project: Project, after: int = 1) -> Watch:
+    """After so many epochs dev shows no ice any more: no later one can score better."""
 
-    def after(epoch: int) -> None:
-        if epoch == 1:
+    def blank(epoch: int) -> None:
+        if epoch == after:
             rewrite_labels(Dataset.open(project.dataset_folder), "dev", 0)
 
-    return Watch(after)
+    return Watch(blank)
 
 
 # --- what is written -------------------------------------------------------------------------
 
 
 def test_a_run_has_a_folder_of_its_own_with_models_and_logs(make: Make) -> None:
-    project = trained(make(run_name="first try", epochs=2))
-    run_folder = project.root / "data/runs/first try"
+    project = trained(make(run_name="first-try", epochs=2))
+    run_folder = project.root / "data/runs/first-try"
     assert sorted(path.name for path in run_folder.iterdir()) == ["logs", "models"]
     assert sorted(path.name for path in (run_folder / "models").iterdir()) == sorted(FILES)
     assert [path.name[:6] for path in (run_folder / "logs").iterdir()] == ["events"]
@@ -428,10 +428,13 @@ def test_ignored_pixels_teach_nothing(make: Make) -> None:
 
 
 def test_the_best_epoch_on_dev_is_kept_not_the_last(make: Make) -> None:
-    first = trained(with_conf(make(epochs=1), schedule="none"))
-    project = with_conf(make(epochs=4), schedule="none")
-    train(project, [without_dev_ice(project)])
-    assert len(history(project)) == 4
+    settings = LEARNING | {"patience": 9}
+    first = trained(with_conf(make(**settings | {"epochs": 3}), schedule="none"))
+    project = with_conf(make(**settings | {"epochs": 5}), schedule="none")
+    train(project, [without_dev_ice(project, after=3)])
+    scores = column(project, "dev_mean_ice_iou")
+    assert max(scores[:3]) > 0
+    assert scores[3:] == [0.0, 0.0]  # the network says ice, where there is none
     assert weights(project) == weights(first)
 
 

@@ -54,7 +54,7 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def run(folder: Path, *words: str, code: int = 0, **extra: str) -> str:
+def run(folder: Path, *words: str, code: int = 0, timeout: float = 580, **extra: str) -> str:
     """Run a command in a folder; its output, after checking its exit code."""
     done = subprocess.run(
         words,
@@ -64,7 +64,7 @@ def run(folder: Path, *words: str, code: int = 0, **extra: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=580,
+        timeout=timeout,
     )
     assert done.returncode == code, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}"
     return done.stdout

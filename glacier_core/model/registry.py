@@ -14,16 +14,16 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from glacier_core.config import Project
-from glacier_core.errors import InputError
+from glacier_core.errors import InputError, ServiceError
 from glacier_core.files import write_json
 from glacier_core.model.evaluation import METRICS
 from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, ModelDescription
 from glacier_core.model.tracking import (
+    STORE_ERRORS,
     connect,
     lineage,
     lock_stages,
@@ -90,13 +90,19 @@ def register(project: Project) -> Registration:
     away, gets a run from its files. Called again it changes nothing and returns the same.
 
     Raises:
-        InputError: there is no trained or evaluated model, or MLflow cannot be reached.
+        InputError: there is no trained model, or the evaluation is of another.
+        ServiceError: MLflow cannot be reached.
     """
     models, evaluation = project.run_folder / "models", project.evaluation_folder
     for path, step in ((models / DESCRIPTION, "train"), (evaluation / METRICS, "evaluate")):
         if not path.exists():
             raise InputError(f"{path}: no such file; run `glacier {step}` first")
     description = ModelDescription.from_json(json.loads((models / DESCRIPTION).read_text()))
+    judged = json.loads((evaluation / METRICS).read_text())["protocol"]["training"]
+    if judged != description.training:
+        raise InputError(
+            f"{evaluation / METRICS}: judges another model than {models}; run `glacier evaluate`"
+        )
     key = train_key(project, description)
     name = project.train.tracking.model_name
     try:
@@ -106,32 +112,54 @@ def register(project: Project) -> Registration:
         version = existing or _log_model(client, project, description, run_id, key)
         if _ANNOUNCED not in version.tags:
             _give_alias(client, name, version.version)
-        experiment_id = client.get_run(run_id).info.experiment_id
-        alias = _alias_of(client, name, version.version)
-    except MlflowException as error:
-        raise InputError(
-            f"MLflow at {tracking_uri(project.root)} refused: {error.message}. The model stays in "
-            f"{models}; run `glacier register` again when MLflow is back."
+        result = _registration(client, name, version, key, new=existing is None)
+    except STORE_ERRORS as error:
+        raise ServiceError(
+            f"MLflow at {tracking_uri(project.root)}: {str(error).splitlines()[0]}. The model "
+            f"stays in {models}; run `glacier register` again when MLflow is back."
         ) from error
-    result = Registration(
-        model=name,
-        version=str(version.version),
-        alias=alias,
-        run_id=run_id,
-        run_url=run_url(experiment_id, run_id),
-        key=key,
-        new=existing is None,
-    )
     # No run id or version in it: these differ from store to store, and DVC records this file.
     write_json(project.root / "data/registration.json", {"model": name, "key": key})
     logger.info(
         "%s version %s (%s)%s",
         name,
         result.version,
-        alias or "no alias",
+        result.alias or "no alias",
         "" if result.new else ", registered before",
     )
     return result
+
+
+def registered(project: Project) -> Registration | None:
+    """The version of the model on disk, None where there is none yet; changes nothing.
+
+    Raises:
+        ServiceError: MLflow cannot be reached.
+    """
+    path = project.run_folder / "models" / DESCRIPTION
+    description = ModelDescription.from_json(json.loads(path.read_text()))
+    key, name = train_key(project, description), project.train.tracking.model_name
+    try:
+        client = connect(project)
+        version = _find_version(client, name, key)
+        return None if version is None else _registration(client, name, version, key, new=False)
+    except STORE_ERRORS as error:
+        raise ServiceError(f"MLflow at {tracking_uri(project.root)}: {error}") from error
+
+
+def _registration(
+    client: MlflowClient, name: str, version: Any, key: str, *, new: bool
+) -> Registration:
+    run = client.get_run(version.run_id).info
+    return Registration(
+        model=name,
+        version=str(version.version),
+        alias=_alias_of(client, name, version.version),
+        run_id=version.run_id,
+        run_url=run_url(run.experiment_id, version.run_id),
+        key=key,
+        new=new,
+    )
 
 
 def _find_version(client: MlflowClient, name: str, key: str) -> Any:
@@ -164,8 +192,8 @@ def _complete_run(client: MlflowClient, project: Project, description: ModelDesc
         if tag.startswith("dvc."):
             client.set_tag(run_id, tag, value)
     client.log_artifacts(run_id, str(project.evaluation_folder), "evaluation")
-    for path in sorted((project.run_folder / "models").glob("*.*")):
-        client.log_artifact(run_id, str(path), "checkpoints")
+    for part in (WEIGHTS, DESCRIPTION, HISTORY):
+        client.log_artifact(run_id, str(project.run_folder / "models" / part), "checkpoints")
     if (project.root / "dvc.lock").exists():
         client.log_artifact(run_id, str(project.root / "dvc.lock"), "data")
     client.set_terminated(run_id, "FINISHED")

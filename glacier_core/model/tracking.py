@@ -31,10 +31,14 @@ from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # noqa: E402
 from mlflow.entities import Metric  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 # MLflow sets its own level when it is imported.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError, ImportError, OSError)
+"""What a store raises that is away, damaged, full, or lacks its driver."""
 
 _TRAINING = "glacier.training"
 _URI = "MLFLOW_TRACKING_URI"
@@ -42,7 +46,14 @@ _URI = "MLFLOW_TRACKING_URI"
 
 def tracking_uri(root: Path) -> str:
     """`MLFLOW_TRACKING_URI`, or an SQLite file in the project's folder."""
-    return os.environ.get(_URI) or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    return os.environ.get(_URI) or f"sqlite:///{home(root) / 'mlflow.db'}"
+
+
+def home(root: Path) -> Path:
+    """The folder of the store: `dvc exp run --temp` and `--queue` work in a copy of the project
+    that is thrown away, and say where the project itself is.
+    """
+    return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
 def connect(project: Project) -> MlflowClient:
@@ -60,7 +71,7 @@ def connect(project: Project) -> MlflowClient:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # Next to the database when that is ours; a server decides for itself.
-        place = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        place = (home(root) / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         identity = client.create_experiment(
             name,
             artifact_location=place,
@@ -121,12 +132,15 @@ def hyperparameters(project: Project) -> dict[str, str]:
         **_flat("postprocess", project.postprocess.model_dump(exclude={"assign"})),
         **_flat("train", project.params.train.model_dump()),
         **_flat("train", project.train.model_dump(exclude={"tracking"})),
+        **_flat("evaluate", project.params.evaluate.model_dump()),
     }
 
 
 def run_url(experiment_id: str, run_id: str) -> str:
     """Address of a run in the UI, in its view for model training."""
-    base = os.environ.get("GLACIER_MLFLOW_UI", "http://127.0.0.1:5000")
+    uri = os.environ.get(_URI, "")
+    served = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    base = os.environ.get("GLACIER_MLFLOW_UI", served).rstrip("/")
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
@@ -199,7 +213,7 @@ class RunLogger:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except (MlflowException, OSError) as error:
+        except STORE_ERRORS as error:
             logger.warning("MLflow cannot be reached; `glacier register` will log: %s", error)
             self._client = None
 
