@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import copy_settings, ground, make_outlines, make_scene, north_up, set_scenes
 from numpy.typing import NDArray
+from workspace import merge_yaml
 
 from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
@@ -24,8 +26,6 @@ from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import slice_scene
 from glacier_core.labels.masking import mask_scene
 from glacier_core.model.predictor import Predictor
-from tests.conftest import copy_settings, ground, make_outlines, make_scene, north_up, set_scenes
-from tests.workspace import edit_yaml
 
 CHANNELS = ["B2", "B3", "B5", "elevation"]
 BANDS = ["B2", "B3", "B4", "B5", "elevation"]
@@ -138,14 +138,14 @@ def build(
         make_outlines(root / f"data/raw/outlines/{kind}.{suffix}", shapes, to="EPSG:4326",
                       year=[2000] * len(shapes))  # fmt: skip
     set_scenes(root, confs)
-    edit_yaml(
+    merge_yaml(
         root / "conf/postprocess.yaml",
         {"channels": CHANNELS, "split": split, "assign": None, "filter": {"splits": []}},
     )
-    edit_yaml(root / "conf/postprocess.yaml", {"assign": dict(scenes)})
+    merge_yaml(root / "conf/postprocess.yaml", {"assign": dict(scenes)})
     # So that results do not depend on what the machine multiplies fast.
-    edit_yaml(root / "conf/train.yaml", {"device": "cpu", "precision": "float32"})
-    edit_yaml(root / "params.yaml", PARAMS)
+    merge_yaml(root / "conf/train.yaml", {"device": "cpu", "precision": "float32"})
+    merge_yaml(root / "params.yaml", PARAMS)
     project = Project(root)
     for name in scenes:
         mask_scene(project, name)
@@ -171,13 +171,13 @@ def small_project(
 
 def with_params(project: Project, **train: Any) -> Project:
     """The project after changing `train` in its params.yaml."""
-    edit_yaml(project.root / "params.yaml", {"train": train})
+    merge_yaml(project.root / "params.yaml", {"train": train})
     return Project(project.root)
 
 
 def with_conf(project: Project, **changes: Any) -> Project:
     """The project after changing its conf/train.yaml."""
-    edit_yaml(project.root / "conf/train.yaml", changes)
+    merge_yaml(project.root / "conf/train.yaml", changes)
     return Project(project.root)
 
 

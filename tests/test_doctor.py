@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_dataset import small_project
+from workspace import BIN, environment, merge_yaml, run
 
 from glacier_core.config import Project
 from glacier_core.doctor import Finding, examine
-from tests.small_dataset import small_project
-from tests.workspace import BIN, edit_yaml, environment, run
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -76,7 +76,7 @@ def test_missing_scenes_are_counted_and_named_and_end_with_exit_code_1(project: 
 
 
 def test_missing_scenes_that_can_be_simulated_are_no_failure(project: Project) -> None:
-    edit_yaml(project.masking_path, {"simulated": {"demo": "data/raw/scenes"}})
+    merge_yaml(project.masking_path, {"simulated": {"demo": "data/raw/scenes"}})
     for path in (project.root / "data/raw/scenes").iterdir():
         path.unlink()
     assert worst(project, "settings").state == "ok"
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_project_fails_with_a_line_for_each_reason(tmp_path:
 
 
 def test_a_wrong_setting_is_named(project: Project) -> None:
-    edit_yaml(project.root / "params.yaml", {"train": {"learning_rat": 0.1}})
+    merge_yaml(project.root / "params.yaml", {"train": {"learning_rat": 0.1}})
     finding = worst(project, "settings")
     assert finding.state == "fail"
     assert "train.learning_rat: unknown key" in finding.text

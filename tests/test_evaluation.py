@@ -22,16 +22,7 @@ from sklearn.metrics import (
     precision_score,
     recall_score,
 )
-
-from glacier_core.config import Project
-from glacier_core.dataset.loading import Dataset
-from glacier_core.errors import InputError
-from glacier_core.model import figures
-from glacier_core.model.evaluation import evaluate, table
-from glacier_core.model.predictor import Predictor
-from glacier_core.model.training import train
-from glacier_core.summary import summarise
-from tests.small_dataset import (
+from small_dataset import (
     CHANNELS,
     LEARNING,
     SPLIT_OF,
@@ -42,7 +33,16 @@ from tests.small_dataset import (
     small_project,
     with_params,
 )
-from tests.workspace import edit_yaml, run
+from workspace import merge_yaml, run
+
+from glacier_core.config import Project
+from glacier_core.dataset.loading import Dataset
+from glacier_core.errors import InputError
+from glacier_core.model import figures
+from glacier_core.model.evaluation import evaluate, table
+from glacier_core.model.predictor import Predictor
+from glacier_core.model.training import train
+from glacier_core.summary import summarise
 
 NAMES = ["background", "clean_ice", "debris"]
 TABLES = ["by_scene.csv", "confusion.csv", "precision_recall.csv"]
@@ -296,7 +296,7 @@ def test_evaluating_again_gives_the_same_bytes(judged: Project, project: Project
 
 
 def test_the_number_of_examples_is_as_told(project: Project) -> None:
-    edit_yaml(project.root / "params.yaml", {"evaluate": {"examples": 0}})
+    merge_yaml(project.root / "params.yaml", {"evaluate": {"examples": 0}})
     evaluate(Project(project.root))
     assert list((project.evaluation_folder / "figures").glob("example_*")) == []
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from workspace import edit_yaml, environment, run, small_workspace
+from workspace import environment, merge_yaml, run, small_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +174,7 @@ def test_bad_input_fails_at_once_without_retries(trained: tuple[Prefect, str]) -
     prefect, _ = trained
     conf = prefect.folder / "conf/postprocess.yaml"
     before = conf.read_text()
-    edit_yaml(conf, {"channels": ["B1", "B99"]})
+    merge_yaml(conf, {"channels": ["B1", "B99"]})
     try:
         prefect.train(code=1)
         tasks = prefect.ask("/task_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=20)

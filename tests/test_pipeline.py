@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from workspace import REPOSITORY, SMALL, edit_yaml, environment, run, small_workspace
+from workspace import REPOSITORY, SMALL, environment, merge_yaml, run, small_workspace
 
 RAN = re.compile(r"Running stage '([^']+)'")
 
@@ -99,7 +99,7 @@ def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
 def test_a_changed_number_reruns_only_what_depends_on_it(
     again: Path, change: dict[str, Any], expected: set[str]
 ) -> None:
-    edit_yaml(again / "params.yaml", change)
+    merge_yaml(again / "params.yaml", change)
     assert set(stages(run(again, "dvc", "repro"))) == expected
 
 
@@ -108,7 +108,7 @@ def test_a_new_scene_runs_its_own_stages_and_the_joint_ones(again: Path) -> None
     (again / "data/raw/more").mkdir()
     shutil.copy(again / entry["img_path"], again / "data/raw/more/LE07_NEW_20001025.tif")
     new = {**entry, "img_path": "data/raw/more/LE07_NEW_20001025.tif"}
-    edit_yaml(again / "conf/masking_paths.yaml", {"scenes": {"LE07_NEW_20001025": new}})
+    merge_yaml(again / "conf/masking_paths.yaml", {"scenes": {"LE07_NEW_20001025": new}})
     expected = {"mask@LE07_NEW_20001025", "slice@LE07_NEW_20001025", "postprocess", "train",
                 "evaluate", "register"}  # fmt: skip
     assert set(stages(run(again, "dvc", "repro"))) == expected
@@ -177,7 +177,7 @@ def test_a_run_killed_in_each_step_ends_as_an_uninterrupted_one(
     done: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = small_workspace(tmp_path / "work")
-    edit_yaml(folder / "params.yaml", {"train": {"epochs": SMALL["train"]["epochs"]}})
+    merge_yaml(folder / "params.yaml", {"train": {"epochs": SMALL["train"]["epochs"]}})
     names = list(scenes(folder))
     for stage in ("simulate@demo", f"mask@{names[1]}", f"slice@{names[2]}", "postprocess",
                   "train", "evaluate", "register"):  # fmt: skip
@@ -241,7 +241,7 @@ def test_real_tiles_become_a_model_with_a_geographic_split(tmp_path: Path, real_
         "--outlines", f"debris={tiles / 'outlines/debris.gpkg'}",
         "--like", "conf/examples/himalaya_debris")  # fmt: skip
     # Few epochs: whether it runs, not how good it gets.
-    edit_yaml(folder / "params.yaml", {"train": {"epochs": 2, "crops_per_slice": 2}})
+    merge_yaml(folder / "params.yaml", {"train": {"epochs": 2, "crops_per_slice": 2}})
     run(folder, "dvc", "repro")
     metrics = json.loads((folder / "data/evaluation/metrics.json").read_text())
     assert metrics["protocol"]["split"] == "scenes"

@@ -21,6 +21,8 @@ import yaml
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from small_dataset import small_project, with_params
+from workspace import environment, merge_yaml, run
 
 from glacier_core.cli import main
 from glacier_core.config import Project
@@ -30,8 +32,6 @@ from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.registry import Registration, register
 from glacier_core.model.tracking import RunLogger
 from glacier_core.model.training import Row, train
-from tests.small_dataset import small_project, with_params
-from tests.workspace import edit_yaml, environment, run
 
 NAME = "glacier-unet"
 TRAIN = {"epochs": 3, "crops_per_slice": 2, "learning_rate": 0.02}
@@ -602,7 +602,7 @@ def test_a_damaged_or_unreachable_database_is_one_clear_error(
 def test_the_command_line_names_the_version_and_where_to_see_its_run(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit_yaml(project.root / "conf/train.yaml", {"tracking": {"model_name": "my-glaciers"}})
+    merge_yaml(project.root / "conf/train.yaml", {"tracking": {"model_name": "my-glaciers"}})
     monkeypatch.chdir(project.root)
     said = CliRunner().invoke(main, ["register"], catch_exceptions=False).output.splitlines()
     assert said[0] == "models:/my-glaciers/1 champion"

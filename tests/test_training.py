@@ -22,15 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from glacier_core.config import Project
-from glacier_core.dataset.loading import Dataset
-from glacier_core.errors import InputError
-from glacier_core.model.predictor import ModelDescription, Predictor
-from glacier_core.model.schedule import learning_rate
-from glacier_core.model.training import Row, train
-from tests.small_dataset import (
+from small_dataset import (
     LEARNING,
     pixels_once,
     rewrite_labels,
@@ -39,7 +31,15 @@ from tests.small_dataset import (
     with_conf,
     with_params,
 )
-from tests.workspace import BIN, edit_yaml, environment, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from workspace import BIN, environment, merge_yaml, run
+
+from glacier_core.config import Project
+from glacier_core.dataset.loading import Dataset
+from glacier_core.errors import InputError
+from glacier_core.model.predictor import ModelDescription, Predictor
+from glacier_core.model.schedule import learning_rate
+from glacier_core.model.training import Row, train
 
 FILES = ("model.safetensors", "model.json", "history.csv")
 NOWHERE = {
@@ -179,7 +179,7 @@ def test_training_learns(make: Make) -> None:
 
 def test_one_seed_gives_one_result_and_another_seed_another(make: Make) -> None:
     first, second, other = make(epochs=2), make(epochs=2), make(epochs=2)
-    edit_yaml(other.root / "params.yaml", {"seed": 2})
+    merge_yaml(other.root / "params.yaml", {"seed": 2})
     trained(first)
     torch.rand(17)  # what was drawn before does not matter
     trained(second)

@@ -70,7 +70,7 @@ def run(folder: Path, *words: str, code: int = 0, timeout: float = 580, **extra:
     return done.stdout
 
 
-def edit_yaml(path: Path, changes: dict[str, Any]) -> None:
+def merge_yaml(path: Path, changes: dict[str, Any]) -> None:
     """Change values of a YAML file; mappings are merged, anything else replaced."""
 
     def merge(old: Any, new: Any) -> Any:
@@ -94,7 +94,7 @@ def small_workspace(folder: Path) -> Path:
         if source.is_file() and not name.startswith(("tests/", "glacier_core/", "dvc.lock")):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
-    edit_yaml(folder / "params.yaml", SMALL)
+    merge_yaml(folder / "params.yaml", SMALL)
     conf = yaml.safe_load((folder / "conf/masking_paths.yaml").read_text())
     first = [name for name in conf["scenes"] if "SIM01" in name]
     conf["scenes"] = {
