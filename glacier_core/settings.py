@@ -129,6 +129,14 @@ class PostprocessConf(Checked):
     regions_path: str | None
     assign: dict[str, Split]
 
+    @field_validator("statistics_path")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        _named("statistics_path", [value], _PLACE)
+        if ".." in Path(value).parts:
+            raise ValueError(f"{value} leaves the project's folder")
+        return value
+
     @field_validator("assign", mode="before")
     @classmethod
     def _years_as_text(cls, value: object) -> object:

@@ -236,5 +236,6 @@ class RunLogger:
 
     def end(self, error: BaseException | None) -> None:
         if self._open:
-            status = "FINISHED" if error is None else "KILLED"
+            broken = "FAILED" if isinstance(error, Exception) else "KILLED"
+            status = "FINISHED" if error is None else broken
             self._try(lambda: mlflow.end_run(status))
