@@ -263,6 +263,13 @@ class TrainParams(Checked):
     clip_gradient: Positive
     loader_workers: Annotated[int, Field(ge=0)]
 
+    @field_validator("class_weights")
+    @classmethod
+    def _some_weight(cls, value: dict[str, float]) -> dict[str, float]:
+        if not any(value.values()):
+            raise ValueError("at least one class needs a weight above 0")
+        return value
+
     @field_validator("run_name")
     @classmethod
     def _folder_name(cls, value: str) -> str:

@@ -26,6 +26,9 @@ from shapely.geometry import Polygon
 from glacier_core.config import Project
 from glacier_core.raster.bands import ETM_STACK
 
+# As the command line does, before torch is imported anywhere.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 UTM = "EPSG:32645"
 PIXEL = 30.0

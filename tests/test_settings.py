@@ -76,6 +76,13 @@ WRONG = [
     (PARAMS, "postprocess.split.train", 0.9, "postprocess.split: train + dev + test must be 1"),
     (PARAMS, "postprocess.block_km", 0, "postprocess.block_km: "),
     (PARAMS, "train.run_name", "../other", "train.run_name: "),
+    (
+        PARAMS,
+        "train.class_weights",
+        {"background": 0.0, "clean_ice": 0.0, "debris": 0.0},
+        "train.class_weights: at least one class needs a weight above 0",
+    ),
+    (POSTPROCESS, "statistics_path", "data/../../statistics.json", "leaves the project's folder"),
     (PARAMS, "train.epochs", True, "train.epochs: "),
     (PARAMS, "train.class_weights.snow", 1.0, "train.class_weights: "),
     (PARAMS, "train.class_weights.background", REMOVED, "train.class_weights: "),
