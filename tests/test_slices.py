@@ -465,3 +465,15 @@ def test_classes_in_another_order_than_they_were_burned_are_not_sliced(tmp_path:
     edit_yaml(tmp_path / "conf/postprocess.yaml", classes=["debris", "clean_ice"])
     with pytest.raises(InputError, match="was burned for classes"):
         slice_scene(Project(tmp_path), name)
+
+
+def test_each_number_of_a_slice_is_a_column_of_its_own_for_a_gis(tmp_path: Path) -> None:
+    project = make_project(tmp_path, places=1)
+    name = next(iter(project.masking.scenes))
+    mask_scene(project, name)
+    record = slice_scene(project, name).slices[0]
+    row = gpd.read_file(project.slice_folder(name) / "slices.geojson").iloc[0]
+    assert row["source"] == project.scene(name).img_path
+    assert row["fraction_clean_ice"] == pytest.approx(record.class_fractions["clean_ice"])
+    assert row["mean_B1"] == pytest.approx(record.mean["B1"])
+    assert (row["row"], row["col"], row["valid_fraction"]) == (0, 0, record.valid_fraction)

@@ -230,15 +230,12 @@ def _write_joint_files(
     shapes: list[Any],
     fate: list[str],
 ) -> None:
+    sources = {scene.id: scene.source for scene in scenes}
     features = [
         {
             "type": "Feature",
             "geometry": mapping(shape),
-            "properties": {
-                "split": name,
-                **asdict(record),
-                "source": next(scene.source for scene in scenes if scene.id == record.scene),
-            },
+            "properties": {"split": name, **record.to_properties(sources[record.scene])},
         }
         for record, shape, name in zip(records, shapes, fate, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ IGNORED = 255
 _EDGE_VERTICES = 16
 # Coordinates to the millimetre: a pixel's corner is found again by who reads the file.
 _DEGREE_DIGITS = 8
+
+
+_FRACTION, _MEAN = "fraction_", "mean_"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,30 @@ class SliceRecord:
     @property
     def window(self) -> Window:
         return Window(self.row, self.col, self.height, self.width)
+
+    def to_properties(self, source: str) -> dict[str, Any]:
+        """GeoJSON properties without nesting, so that QGIS can filter and colour by each."""
+        flat = asdict(self)
+        fractions, means = flat.pop("class_fractions"), flat.pop("mean")
+        return {
+            **flat,
+            "source": source,
+            **{f"{_FRACTION}{name}": value for name, value in fractions.items()},
+            **{f"{_MEAN}{name}": value for name, value in means.items()},
+        }
+
+    @classmethod
+    def from_properties(cls, properties: dict[str, Any]) -> SliceRecord:
+        def named(prefix: str) -> dict[str, Any]:
+            return {
+                key.removeprefix(prefix): value
+                for key, value in properties.items()
+                if key.startswith(prefix)
+            }
+
+        values: dict[str, Any] = {field.name: properties.get(field.name) for field in fields(cls)}
+        values |= {"class_fractions": named(_FRACTION), "mean": named(_MEAN)}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -104,10 +131,7 @@ class SlicedScene:
         head = content["scene"]
         return cls(
             **head,
-            slices=[
-                SliceRecord(**{k: v for k, v in feature["properties"].items() if k != "source"})
-                for feature in content["features"]
-            ],
+            slices=[SliceRecord.from_properties(f["properties"]) for f in content["features"]],
             footprints=[
                 Polygon(feature["geometry"]["coordinates"][0]) for feature in content["features"]
             ],
@@ -126,7 +150,7 @@ class SlicedScene:
                 {
                     "type": "Feature",
                     "geometry": mapping(shape),
-                    "properties": {**asdict(record), "source": self.source},
+                    "properties": record.to_properties(self.source),
                 }
                 for record, shape in zip(self.slices, self.footprints, strict=True)
             ],
