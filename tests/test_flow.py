@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from workspace import environment, merge_yaml, run, small_workspace
@@ -187,3 +189,38 @@ def test_bad_input_fails_at_once_without_retries(trained: tuple[Prefect, str]) -
         assert "slice@LE07_SIM" in failed[0]["state"]["message"]
     finally:
         conf.write_text(before)
+
+
+def processes_in(folder: Path, words: str) -> list[psutil.Process]:
+    """Processes working in a folder whose command line holds `words`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if words in " ".join(process.cmdline()) and process.cwd() == str(folder):
+                found.append(process)
+    return found
+
+
+def test_a_cancelled_run_leaves_no_training_behind_and_the_next_goes_on(
+    trained: tuple[Prefect, str],
+) -> None:
+    prefect, _ = trained
+    merge_yaml(prefect.folder / "params.yaml", {"train": {"epochs": 4000, "patience": 4000}})
+    last = prefect.folder / "data/runs/unet/models/checkpoints/last.safetensors"
+    prefect.run("prefect", "deployment", "run", "glacier/train")
+    for _ in range(90):
+        if last.exists() and processes_in(prefect.folder, "glacier train"):
+            break
+        time.sleep(1)
+    assert last.exists()
+    [current] = prefect.ask(
+        "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING"]}}}
+    )
+    prefect.run("prefect", "flow-run", "cancel", current["id"])
+    for _ in range(60):
+        if not processes_in(prefect.folder, "glacier train"):
+            break
+        time.sleep(1)
+    assert processes_in(prefect.folder, "glacier train") == []
+    merge_yaml(prefect.folder / "params.yaml", {"train": {"epochs": 3, "patience": 3}})
+    assert "finished successfully in 'Completed'" in prefect.train()
