@@ -123,7 +123,7 @@ def artifacts(client: MlflowClient, run_id: str, path: str = "") -> set[str]:
     return found
 
 
-def require_complete(project: Project, run_id: str) -> None:
+def check_complete(project: Project, run_id: str) -> None:
     """Assert that a run holds everything that made the model, and how it went."""
     client = client_of(project)
     kept = client.get_run(run_id)
@@ -188,7 +188,7 @@ def require_complete(project: Project, run_id: str) -> None:
 
 def test_a_run_logged_while_training_is_complete(registered: tuple[Project, Registration]) -> None:
     project, registration = registered
-    require_complete(project, registration.run_id)
+    check_complete(project, registration.run_id)
     metrics = client_of(project).get_run(registration.run_id).data.metrics
     assert metrics["images_per_second"] > 0
 
@@ -196,7 +196,7 @@ def test_a_run_logged_while_training_is_complete(registered: tuple[Project, Regi
 def test_a_model_trained_without_mlflow_gets_a_complete_run_from_its_files(
     project: Project,
 ) -> None:
-    require_complete(project, register(project).run_id)
+    check_complete(project, register(project).run_id)
 
 
 def test_the_experiment_opens_as_model_training(registered: tuple[Project, Registration]) -> None:
@@ -244,13 +244,13 @@ def test_a_training_that_was_stopped_goes_on_in_its_run_each_epoch_once(
     train(project, [RunLogger(project)])
     registration = register(project)
     assert registration.run_id == stopped.info.run_id
-    require_complete(project, registration.run_id)
+    check_complete(project, registration.run_id)
 
 
 def test_a_training_done_twice_is_one_run_each_epoch_once(project: Project) -> None:
     for _ in range(2):
         train(untrained(project), [RunLogger(project)])
-    require_complete(project, register(project).run_id)
+    check_complete(project, register(project).run_id)
 
 
 def test_what_mlflow_missed_while_it_was_away_is_logged_afterwards(
@@ -276,7 +276,7 @@ def test_what_mlflow_missed_while_it_was_away_is_logged_afterwards(
         train(project, [RunLogger(project), GoesAway(99)])
     patch.undo()
     assert caplog.text.count("MLflow cannot be reached") == 1
-    require_complete(project, register(project).run_id)
+    check_complete(project, register(project).run_id)
 
 
 def test_a_run_whose_beginning_could_not_be_written_does_not_stay_incomplete(
@@ -291,7 +291,7 @@ def test_a_run_whose_beginning_could_not_be_written_does_not_stay_incomplete(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow, "log_artifact", full)
         train(project, [RunLogger(project)])
-    require_complete(project, register(project).run_id)
+    check_complete(project, register(project).run_id)
 
 
 def test_two_projects_in_one_process_keep_their_stores_apart(
@@ -324,7 +324,7 @@ def test_the_first_version_is_champion_and_a_repeat_is_the_same_version(project:
     assert again.run_id == first.run_id
     client = client_of(project)
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-    require_complete(project, first.run_id)
+    check_complete(project, first.run_id)
     assert (project.root / "data/registration.json").read_bytes() == written
     assert first.run_id not in written.decode()
 

@@ -20,7 +20,7 @@ PARAMS, MASKING = "params.yaml", "conf/masking_paths.yaml"
 POSTPROCESS, TRAIN = "conf/postprocess.yaml", "conf/train.yaml"
 
 
-def read_all(root: Path) -> None:
+def check_all(root: Path) -> None:
     """What every command reads before it works, all of it."""
     project = Project(root)
     assert project.params
@@ -32,14 +32,14 @@ def read_all(root: Path) -> None:
 def refusal(root: Path) -> str:
     """The one message about a project's settings."""
     with pytest.raises(InputError) as caught:
-        read_all(root)
+        check_all(root)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 def test_the_repositorys_own_settings_are_valid() -> None:
-    read_all(REPOSITORY)
+    check_all(REPOSITORY)
 
 
 # --- keys ------------------------------------------------------------------------------------
