@@ -56,14 +56,16 @@ def _clear_stale(path: Path) -> None:
             _discard(stale)
 
 
-def _runs(process: int) -> bool:
+def _runs(number: int) -> bool:
+    import psutil  # not needed by who only loads a model
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        # One that was killed exists until its parent asks for it, which may be never.
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # somebody else's
+    except psutil.AccessDenied:  # somebody else's
         return True
-    return True
 
 
 @contextmanager

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import yaml
-from workspace import REPOSITORY, SMALL, environment, merge_yaml, run, small_workspace
+from workspace import REPOSITORY, environment, merge_yaml, run, small_workspace
 
 RAN = re.compile(r"Running stage '([^']+)'")
 
@@ -172,37 +175,50 @@ def test_a_fresh_clone_gets_raw_data_masks_and_slices_from_the_remote(
     assert "models:/glacier-unet/1 champion" in run(clone, "glacier", "register")
 
 
+def works(repro: psutil.Popen) -> bool:
+    """Whether a stage's own process runs under this `dvc repro`."""
+    with contextlib.suppress(psutil.Error):
+        return any("glacier" in " ".join(p.cmdline()) for p in repro.children(recursive=True))
+    return False
+
+
+def kill_in(folder: Path, stage: str, moment: float) -> None:
+    """Start `dvc repro` and kill it, with all it started, in the midst of a stage."""
+    repro = psutil.Popen(
+        ["dvc", "repro"],
+        cwd=folder,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    printed = []
+    for line in repro.stdout:
+        printed.append(line)
+        if f"Running stage '{stage}'" in line:
+            break
+    else:
+        pytest.fail(f"{stage} did not run:\n{''.join(printed)}")
+    while not works(repro):
+        time.sleep(0.02)
+    time.sleep(moment)
+    assert works(repro), f"{stage} was over before it could be killed"
+    os.killpg(repro.pid, signal.SIGKILL)
+    repro.wait()
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_each_step_ends_as_an_uninterrupted_one(
     done: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = small_workspace(tmp_path / "work")
-    merge_yaml(folder / "params.yaml", {"train": {"epochs": SMALL["train"]["epochs"]}})
     names = list(scenes(folder))
-    for stage in ("simulate@demo", f"mask@{names[1]}", f"slice@{names[2]}", "postprocess",
-                  "train", "evaluate", "register"):  # fmt: skip
-        process = subprocess.Popen(
-            ["dvc", "repro"],
-            cwd=folder,
-            env=environment(PYTHONUNBUFFERED="1"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        seen = False
-        for line in process.stdout:
-            if f"Running stage '{stage}'" in line:
-                seen = True
-                break
-        assert seen, f"{stage} did not run"
-        # Somewhere in its work: imports alone take longer than this.
-        try:
-            process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    # Seconds after its start: past the imports where it has work of seconds, never at its end.
+    moments = {"simulate@demo": 0.8, f"mask@{names[1]}": 0.3, f"slice@{names[2]}": 0.3,
+               "postprocess": 0.5, "train": 3.0, "evaluate": 2.5, "register": 2.0}  # fmt: skip
+    for stage, moment in moments.items():
+        kill_in(folder, stage, moment)
     run(folder, "dvc", "repro")
     assert outputs(folder) == outputs(done[0])
     assert list((folder / "data").rglob(".*partial*")) == []
