@@ -135,12 +135,11 @@ def configure(
                 and year_field not in frame.columns:  # fmt: skip
             raise InputError(f"{vector}: has no column '{year_field}' (--year-field)")
     entries: dict[str, Any] = {}
-    described: dict[str, list[str]] = {}
     for path in scenes:
         if path.stem in entries:
             raise InputError(f"{path}: a second scene named {path.stem}; rename one, names are ids")
-        with Scene(path, names) as scene:
-            described[path.stem] = scene.bands
+        with Scene(path, names):
+            pass  # what cannot be used is refused now
         entries[path.stem] = {
             "img_path": _kept(path, project.root),
             "mask_paths": {name: _kept(Path(p), project.root) for name, p in outlines.items()},

@@ -44,6 +44,9 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
             image, label = np.rot90(image, turns), np.rot90(label, turns)
         if self._augment.flips and random.random() < 0.5:
             image, label = image[::-1], label[::-1]
+        # With quarter turns, one flip reaches all eight symmetries of the square already.
+        if self._augment.flips and not self._augment.quarter_turns and random.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
         return (
             torch.from_numpy(np.ascontiguousarray(image)),
             torch.from_numpy(np.ascontiguousarray(label)),
