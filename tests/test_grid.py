@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,19 @@ from affine import Affine
 from conftest import north_up
 from hypothesis import given
 from hypothesis import strategies as st
-from pyproj import CRS, Geod
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
 from shapely.geometry import Point
 
-from glacier_core.raster.grid import Grid, Window, first_cover, tile_starts, tile_windows
+from glacier_core.errors import InputError
+from glacier_core.raster.grid import (
+    UNLOCATED,
+    Grid,
+    Window,
+    first_cover,
+    tile_starts,
+    tile_windows,
+)
 
 lengths = st.integers(1, 70)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)))
@@ -120,38 +130,73 @@ def test_a_windows_transform_starts_at_its_corner() -> None:
     assert grid.window_transform(Window(3, 5, 2, 2)) @ (0, 0) == (500_150, 2_999_910)
 
 
-def test_pixel_area_in_metres() -> None:
-    areas = Grid(3, 4, north_up(), CRS.from_epsg(32645)).row_areas_km2()
-    np.testing.assert_allclose(areas, [9e-4] * 3)
+def on_the_ellipsoid(grid: Grid, row: int, col: int) -> float:
+    """Area of one pixel in km², from its corners on the CRS's ellipsoid."""
+    assert grid.crs.geodetic_crs is not None
+    to_degrees = Transformer.from_crs(grid.crs, grid.crs.geodetic_crs, always_xy=True)
+    x, y = grid.footprint(Window(row, col, 1, 1)).exterior.coords.xy
+    geod = grid.crs.get_geod()
+    assert geod is not None
+    return abs(geod.polygon_area_perimeter(*to_degrees.transform(x, y))[0]) / 1e6
 
 
-def test_pixel_area_of_rotated_and_rectangular_pixels() -> None:
-    transform = Affine.rotation(33) @ Affine.scale(515.1, -516.9)
-    areas = Grid(2, 2, transform, CRS.from_epsg(32624)).row_areas_km2()
-    np.testing.assert_allclose(areas, 0.5151 * 0.5169)
+def areas_of(grid: Grid) -> NDArray[np.float64]:
+    return grid.pixel_areas_km2(grid.window)
 
 
-def test_pixel_area_in_feet_is_in_square_kilometres_all_the_same() -> None:
-    # NAD83 / Oregon North in international feet, 0.3048 m exactly.
-    areas = Grid(2, 2, north_up(pixel=100), CRS.from_epsg(2269)).row_areas_km2()
-    np.testing.assert_allclose(areas, 0.03048**2)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        # Across a UTM zone, where the plane is wrong by -0.08 % in the middle, +0.1 % at the edge.
+        Grid(700, 7800, north_up(500_010, 3_100_020), CRS.from_epsg(32645)),
+        Grid(40, 30, Affine.rotation(33) @ Affine.scale(515.1, -516.9), CRS.from_epsg(32624)),
+        # International feet.
+        Grid(30, 20, north_up(7_600_000, 680_000, 100), CRS.from_epsg(2269)),
+        # Areas twice too large on the plane; the sphere of this projection costs the last digits.
+        Grid(300, 20, north_up(8_500_000, 5_600_000, 30), CRS.from_epsg(3857)),
+        Grid(50, 40, north_up(80, 35, 0.001), CRS.from_epsg(4326)),
+    ],
+    ids=["UTM", "rotated", "feet", "Mercator", "degrees"],
+)
+def test_pixel_areas_are_those_of_the_ellipsoid(grid: Grid) -> None:
+    window = Window(5, 3, grid.height - 5, grid.width - 3)
+    areas = grid.pixel_areas_km2(window)
+    assert areas.shape == (window.height, window.width)
+    for row, col in [(0, 0), (areas.shape[0] // 3, areas.shape[1] // 2), (-1, -1)]:
+        at = range(window.row, grid.height)[row], range(window.col, grid.width)[col]
+        assert areas[row, col] == pytest.approx(on_the_ellipsoid(grid, *at), rel=1e-4 if grid.crs.to_epsg() == 3857 else 2e-6)
+
+
+def test_a_window_has_the_areas_of_its_place() -> None:
+    grid = Grid(600, 900, north_up(200_010, 3_100_020), CRS.from_epsg(32645))
+    part = Window(100, 700, 50, 60)
+    np.testing.assert_allclose(
+        grid.pixel_areas_km2(part), areas_of(grid)[part.slices], rtol=1e-6
+    )
+
+
+def test_the_size_of_a_pixel_is_that_on_the_ground() -> None:
+    grid = Grid(100, 100, north_up(500_010, 3_100_020), CRS.from_epsg(32645))
+    assert grid.pixel_size_m() == pytest.approx(30 / 0.9996, rel=1e-4)
 
 
 @pytest.mark.parametrize("north", [0.5, 35.0, 79.0])
-def test_pixel_area_in_degrees_is_that_of_the_ellipsoid(north: float) -> None:
-    degrees = 0.001
-    grid = Grid(4, 3, north_up(80, north, degrees), CRS.from_epsg(4326))
-    geod = Geod(ellps="WGS84")
-    for row, area in enumerate(grid.row_areas_km2()):
-        top, bottom = north - row * degrees, north - (row + 1) * degrees
-        expected, _ = geod.polygon_area_perimeter(
-            [80, 80, 80 + degrees, 80 + degrees], [top, bottom, bottom, top]
-        )
-        assert area == pytest.approx(abs(expected) / 1e6, rel=1e-6)
+def test_pixel_area_in_degrees_follows_the_latitude(north: float) -> None:
+    grid = Grid(4, 3, north_up(80, north, 0.001), CRS.from_epsg(4326))
     # 111 km a degree along the meridian, the cosine of the latitude across.
-    assert grid.row_areas_km2()[0] == pytest.approx(0.1113**2 * np.cos(np.radians(north)), rel=0.02)
+    expected = 0.1113**2 * np.cos(np.radians(north))
+    assert areas_of(grid)[0, 0] == pytest.approx(expected, rel=0.02)
 
 
 def test_pixels_of_a_geographic_grid_shrink_towards_the_pole() -> None:
-    areas = Grid(50, 1, north_up(80, 60, 0.1), CRS.from_epsg(4326)).row_areas_km2()
-    assert (np.diff(areas) > 0).all()
+    areas = areas_of(Grid(50, 1, north_up(80, 60, 0.1), CRS.from_epsg(4326)))
+    assert (np.diff(areas[:, 0]) > 0).all()
+
+
+def test_a_grid_without_crs_has_no_areas() -> None:
+    grid = Grid(3, 3, north_up(), UNLOCATED)
+    assert not grid.located
+    with pytest.raises(ValueError, match="without CRS"):
+        areas_of(grid)
+    with pytest.raises(InputError, match=r"map\.tif.*gdal_edit"):
+        grid.check_located(Path("map.tif"))

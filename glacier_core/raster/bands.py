@@ -12,17 +12,18 @@ ETM_STACK = "B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8 BQA NDWI NDSI NDVI elevati
 # (Landsat 7 Data Users Handbook, section 5). Each band has its own: scan-line gaps differ by band.
 ZERO_IS_FILL = frozenset("B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8".split())
 
-# Common names of the bands that spectral rules need, by the names met in files.
+# Common names of the bands that rules need, by the names met in files.
 _COMMON = {
     "green": ("B2", "green", "SR_B3_green", "S2_B03_green", "SR_B3"),
     "red": ("B3", "red", "SR_B4_red", "S2_B04_red", "SR_B4"),
     "nir": ("B4", "nir08", "nir", "S2_B08_nir", "SR_B5"),
     "swir1": ("B5", "swir16", "SR_B6_swir1", "S2_SWIR1", "SR_B6"),
+    "elevation": ("elevation", "elevation_m"),
 }
 
 
 def find_common(names: list[str], common: str) -> int | None:
-    """Position of the band that is `common` (green, red, nir, swir1) in `names`, or None."""
+    """Position of the band that is `common` (green, red, nir, swir1, elevation) in `names`, or None."""
     for name in _COMMON[common]:
         if name in names:
             return names.index(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +15,33 @@ import rasterio.windows
 from rasterio.errors import RasterioError
 
 from glacier_core.errors import InputError
-from glacier_core.raster.bands import QUALITY_BANDS, ZERO_IS_FILL, unseen_by_quality
+from glacier_core.raster.bands import ETM_STACK, QUALITY_BANDS, ZERO_IS_FILL, unseen_by_quality
 from glacier_core.raster.grid import Grid, Window
 
 # GDAL's own default is 5 % of the machine's memory, which would grow with the machine.
 _GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "2"}
+
+# Why a pixel was not seen, in `Scene.view`.
+NO_VALUE, COVERED = 1, 2
+
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+
+
+def date_in(name: str) -> str | None:
+    """The first calendar date (YYYYMMDD or YYYY-MM-DD) in a file name, ISO, or None."""
+    for year, month, day in _DAY.findall(name):
+        try:
+            return datetime.date(int(year), int(month), int(day)).isoformat()
+        except ValueError:
+            continue
+    return None
+
+
+def band_names(text: str | None) -> list[str] | None:
+    """Names from `--bands`: a comma-separated list, or `etm15` for the 15-band ETM+ stack."""
+    if text is None:
+        return None
+    return ETM_STACK if text == "etm15" else [name.strip() for name in text.split(",")]
 
 
 class Scene:
@@ -31,19 +55,23 @@ class Scene:
             NaN always means it.
     """
 
-    def __init__(self, path: Path, bands: Sequence[str] | None) -> None:
+    def __init__(
+        self, path: Path, bands: Sequence[str] | None, *, must_be_located: bool = True
+    ) -> None:
         """Open and check a scene.
 
         Args:
             path: any raster GDAL reads.
             bands: names in file order for files whose bands have no descriptions; None to
                 take the file's own.
+            must_be_located: refuse a file without CRS.
 
         Raises:
             InputError: missing, unreadable or truncated file, no CRS, unnamed bands, or names
-                that contradict the file's.
+                that contradict the file's; pixels without an area.
         """
         self.path = path
+        self._must_be_located = must_be_located
         self._environment = rasterio.Env(**_GDAL)
         self._environment.__enter__()
         try:
@@ -60,12 +88,15 @@ class Scene:
 
     def _describe(self, bands: Sequence[str] | None) -> None:
         dataset = self._dataset
-        if dataset.crs is None:
-            raise InputError(
-                f"{self.path}: has no coordinate reference system, so outlines cannot be laid "
-                "over it. Assign one, for example with `gdal_edit.py -a_srs EPSG:32645 FILE`."
-            )
         self.grid = Grid.of(dataset)
+        if self._must_be_located:
+            self.grid.check_located(self.path)
+        pixel = self.grid.transform.determinant
+        if not np.isfinite(pixel) or pixel == 0:
+            raise InputError(
+                f"{self.path}: its pixels have no area (transform "
+                f"{tuple(self.grid.transform)[:6]}); georeference it anew"
+            )
         described = list(dataset.descriptions)
         if bands is not None and len(bands) != dataset.count:
             raise InputError(
@@ -127,20 +158,75 @@ class Scene:
         Raises:
             InputError: the file is truncated or damaged there.
         """
+        stack = self._load(window, range(len(self.bands)))
+        return np.ascontiguousarray(np.moveaxis(stack, 0, -1))
+
+    def view(
+        self, window: Window, channels: Sequence[str], also: Sequence[str] = ()
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """What a network takes of a window, and where the ground was not seen.
+
+        Args:
+            window: its pixels.
+            channels: names of bands, in order.
+            also: bands that follow them, without which the ground counts as seen all the same.
+
+        Returns:
+            Values float32 (channels, height, width), NaN where that band was not seen; and uint8
+            (height, width): 0 where every channel was seen, `NO_VALUE` where one was not (fill,
+            scan-line gap), `COVERED` where a quality band objects (cloud, shadow).
+
+        Raises:
+            InputError: the scene lacks a channel, or is damaged there.
+        """
+        shape = (len(channels) + len(also), window.height, window.width)
+        values = np.empty(shape, dtype=np.float32)
+        return values, self.view_into(values, window, channels, also)
+
+    def view_into(
+        self,
+        values: npt.NDArray[np.float32],
+        window: Window,
+        channels: Sequence[str],
+        also: Sequence[str] = (),
+    ) -> npt.NDArray[np.uint8]:
+        """As `view`, into an array that is there already; returns where nothing was seen."""
+        positions = self.positions([*channels, *also])
+        quality = [self.bands.index(name) for name in QUALITY_BANDS if name in self.bands]
+        order = sorted({*positions, *quality})
+        stack = self._load(window, order)
+        unseen = np.zeros(stack.shape[1:], dtype=np.uint8)
+        for position in quality:
+            layer = stack[order.index(position)]
+            unseen[unseen_by_quality(self.bands[position], layer)] = COVERED
+            unseen[unseen_values(layer, self.nodata[position])] = NO_VALUE
+        for i, position in enumerate(positions):
+            values[i] = layer = stack[order.index(position)]
+            absent = unseen_values(layer, self.nodata[position])
+            values[i][absent] = np.nan
+            if i < len(channels):
+                unseen[absent] = NO_VALUE
+        return unseen
+
+    def _load(self, window: Window, positions: Sequence[int]) -> npt.NDArray[np.generic]:
+        """Bands of a window as stored, (bands, height, width), fill made one."""
         target = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        numbers = [position + 1 for position in positions]
         try:
-            stack = self._dataset.read(window=target, out_dtype=self.dtype)
+            stack = self._dataset.read(numbers, window=target, out_dtype=self.dtype)
         except RasterioError as error:
             cause = error.__cause__ or error
             raise InputError(
                 f"{self.path}: damaged or truncated: rows {window.row} to "
                 f"{window.row + window.height} cannot be read ({cause})"
             ) from error
-        for layer, name, nodata in zip(stack, self.bands, self.nodata, strict=True):
+        for layer, position in zip(stack, positions, strict=True):
             # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
-            if nodata is not None and name in ZERO_IS_FILL:
+            nodata = self.nodata[position]
+            if nodata is not None and self.bands[position] in ZERO_IS_FILL:
                 layer[layer == 0] = nodata
-        return np.ascontiguousarray(np.moveaxis(stack, 0, -1))
+        filled: npt.NDArray[np.generic] = stack
+        return filled
 
     def seen(
         self, pixels: npt.NDArray[np.generic], channels: Sequence[str]
