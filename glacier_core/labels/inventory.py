@@ -48,22 +48,27 @@ class Outlines:
 
 
 def read_vector(path: Path) -> gpd.GeoDataFrame:
-    """Read a vector file of polygons in any format geopandas reads.
+    """Read a vector file of polygons in any format geopandas reads, numbered from 0.
 
     Raises:
         InputError: unreadable, empty, without CRS, or of another kind of geometry.
     """
+    return read_features(path).reset_index(drop=True)
+
+
+def read_features(path: Path, layer: str | None = None) -> gpd.GeoDataFrame:
+    """As `read_vector`, of a layer, and numbered by the file's own feature ids, as QGIS shows them."""
     try:
-        if path.suffix.lower() in (".parquet", ".geoparquet"):
+        if is_parquet(path):
             frame = gpd.read_parquet(path)
         else:
-            frame = gpd.read_file(path)
+            frame = gpd.read_file(path, layer=layer, fid_as_index=True)
     except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
         reason = "no such file" if not path.exists() else str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a vector file ({reason})") from error
     if not isinstance(frame, gpd.GeoDataFrame):
         raise InputError(f"{path}: is a table without geometry; expected polygons")
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)].reset_index(drop=True)
+    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     if frame.empty:
         raise InputError(f"{path}: holds no outlines. Give a file with at least one polygon.")
     kinds = set(frame.geom_type) - {"Polygon", "MultiPolygon"}
@@ -75,6 +80,10 @@ def read_vector(path: Path) -> gpd.GeoDataFrame:
             "Assign the one that it was drawn in."
         )
     return frame
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".geoparquet")
 
 
 def years_of(values: pd.Series[Any]) -> npt.NDArray[np.float64]:
@@ -106,7 +115,7 @@ def _parts(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     return np.asarray(parts[shapely.area(parts) > 0], dtype=object)
 
 
-def _repaired(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+def repaired(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     """Valid shapes of the same ground: ice drawn twice stays ice, and a hole never becomes any.
 
     Shapely's default method counts how often rings are crossed, and gets both wrong.
@@ -116,7 +125,7 @@ def _repaired(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     )
 
 
-def _extent(bounds: npt.NDArray[np.float64] | tuple[float, ...]) -> str:
+def extent_text(bounds: npt.NDArray[np.float64] | tuple[float, ...]) -> str:
     west, south, east, north = bounds
     return f"{west:.4f} {south:.4f} to {east:.4f} {north:.4f}"
 
@@ -158,8 +167,8 @@ def outlines_for(
             "%s: no outline touches the scene: no pixel of it lies inside. "
             "Outlines: %s, scene: %s (west south to east north, degrees)",
             path,
-            _extent(theirs),
-            _extent(ours),
+            extent_text(theirs),
+            extent_text(ours),
         )
     keep = touching.copy()
     if year_field is not None and year_field not in frame.columns:
@@ -184,12 +193,12 @@ def outlines_for(
 
     chosen = shapely.force_2d(geometry[keep])
     broken = ~shapely.is_valid(chosen)
-    chosen[broken] = _repaired(chosen[broken])
+    chosen[broken] = repaired(chosen[broken])
     series = gpd.GeoSeries(_parts(chosen), crs=source).to_crs(grid.crs)
     polygons = np.asarray(series.values, dtype=object)
     # Reprojection of a valid sliver can fold it over itself.
     folded = ~shapely.is_valid(polygons)
-    polygons[folded] = _repaired(polygons[folded])
+    polygons[folded] = repaired(polygons[folded])
     return Outlines(
         polygons=_parts(polygons),
         read=read,

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import rasterio.features
-import shapely
 from tqdm import tqdm
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import array_by_rows, whole_folder
+from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import Outlines, outlines_for
+from glacier_core.labels.review import Corrections, reviews_for
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import Scene
 from glacier_core.settings import SceneConf
@@ -32,45 +32,19 @@ def strips(grid: Grid) -> Iterator[Window]:
         yield Window(row, 0, min(_STRIP_ROWS, grid.height - row), grid.width)
 
 
-class Burner:
-    """Polygons of one class, burned window by window.
-
-    Speed is linear in polygons and pixels: each window burns only the polygons that touch it.
-    A pixel belongs to a polygon when its centre lies inside; holes stay holes.
-    """
-
-    def __init__(self, polygons: npt.NDArray[np.object_], grid: Grid) -> None:
-        self._polygons = polygons
-        self._index = shapely.STRtree(polygons)
-        self._grid = grid
-
-    def burn(self, window: Window) -> npt.NDArray[np.uint8]:
-        """uint8 (height, width): 1 inside a polygon, 0 outside."""
-        # In the file's order, so that the result does not depend on the index's.
-        touching = np.sort(self._index.query(self._grid.footprint(window)))
-        if touching.size == 0:
-            return np.zeros((window.height, window.width), dtype=np.uint8)
-        burned: npt.NDArray[np.uint8] = rasterio.features.rasterize(
-            self._polygons[touching],
-            out_shape=(window.height, window.width),
-            transform=self._grid.window_transform(window),
-            dtype=np.uint8,
-        )
-        return burned
-
-
 def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
     """Write a scene's `mask_{id}.npy`, `border_{id}.npy` and one-row `mask_metadata.csv`.
 
     The mask is uint8 (height, width, classes), classes in the order of the configuration, 1
-    inside an outline; the border is uint8 (height, width), 1 inside the study area. Memory is
-    one strip of rows, whatever the scene's size.
+    inside an outline; the border is uint8 (height, width), 1 inside the study area. Where a
+    review of `data/reviews` says something, both follow it. Memory is one strip of rows, whatever
+    the scene's size.
 
     Returns:
         The row of `mask_metadata.csv`.
 
     Raises:
-        InputError: scene or outlines cannot be used; nothing is written.
+        InputError: scene, outlines or reviews cannot be used; nothing is written.
     """
     conf, scene_conf = project.masking, project.scene(scene_id)
     with Scene(project.root / scene_conf.img_path, conf.bands) as scene:
@@ -89,10 +63,11 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
             tolerance=0,
         )
         border = Burner(area.polygons, grid)
+    reviews = reviews_for(project, scene_id, grid)
+    corrections = Corrections(reviews, conf.classes, grid)
 
     pixels = np.zeros(len(burners), dtype=np.int64)
-    km2 = np.zeros(len(burners))
-    row_areas = grid.row_areas_km2()
+    km2, reviewed_km2 = np.zeros(len(burners)), 0.0
     size = (grid.height, grid.width)
     with whole_folder(project.mask_folder(scene_id)) as folder:
         with (
@@ -103,12 +78,16 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
         ):
             for window in tqdm(list(strips(grid)), desc=f"mask {scene_id}", disable=None):
                 burned = np.stack([burner.burn(window) for burner in burners], axis=-1)
-                by_row = burned.sum(axis=1, dtype=np.int64)
-                pixels += by_row.sum(axis=0)
-                km2 += row_areas[window.slices[0]] @ by_row
+                inside = np.ones_like(burned[..., 0]) if border is None else border.burn(window)
+                reviewed = corrections.apply(window, burned, inside)
+                areas = grid.pixel_areas_km2(window)
+                pixels += burned.sum(axis=(0, 1), dtype=np.int64)
+                km2 += np.einsum("ij,ijk->k", areas, burned)
+                reviewed_km2 += float(areas[reviewed].sum())
                 add_mask(burned)
-                add_border(np.ones(burned.shape[:2]) if border is None else border.burn(window))
+                add_border(inside)
         row = _metadata(project, scene_id, grid, outlines, pixels, km2)
+        row |= {"reviews": len(reviews), "reviewed_km2": round(reviewed_km2, 6)}
         with (folder / "mask_metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
             writer.writeheader()
@@ -127,6 +106,8 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
             pixels[k],
             km2[k],
         )
+    for review in reviews:
+        logger.info("%s: corrected by %s (%s)", scene_id, review.path, review.author)
     return row
 
 
