@@ -15,6 +15,7 @@ import click
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError, ServiceError, StorageError
+from glacier_core.maps.commands import COMMANDS
 
 # OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
@@ -63,7 +64,13 @@ def main(ctx: click.Context, quiet: bool) -> None:
       evaluate    score it on the test split         -> data/evaluation/
       register    make it a model version            -> MLflow: glacier-unet
 
-    `dvc repro` runs them all, and again only what changed.
+      map         map scenes with a model            -> data/maps/
+      outlines    draw glaciers, with areas          -> data/outlines/
+      change      compare two maps                   -> data/change/
+      report      one page of it all                 -> data/reports/
+      review      bring corrections back as labels   -> data/reviews/
+
+    `dvc repro` runs them all but review, and again only what changed.
     """
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,
@@ -303,3 +310,7 @@ def doctor(project: Project) -> None:
         failed |= finding.state == "fail"
         click.echo(f"{finding.state:<5} {finding.subject:<10} {finding.text}")
     sys.exit(1 if failed else 0)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -16,6 +16,7 @@ from glacier_core.errors import InputError
 from glacier_core.settings import (
     BACKGROUND,
     Checked,
+    MapsConf,
     MaskingConf,
     Params,
     PostprocessConf,
@@ -170,13 +171,24 @@ class Project:
             )
         return conf
 
+    @cached_property
+    def maps(self) -> MapsConf:
+        path = self.root / "conf/maps.yaml"
+        conf = check(MapsConf, read_yaml(path), path)
+        if conf.inventory_path is not None and not self.masking.watches(conf.inventory_path):
+            raise InputError(
+                f"{path}: inventory_path: {conf.inventory_path} lies outside outlines_dir "
+                f"{self.masking.outlines_dir} of {self.masking_path}, the folder that DVC watches"
+            )
+        return conf
+
     def check(self) -> Project:
         """Read every settings file now, so that a mistake in the last one costs no hours.
 
         Raises:
             InputError: see `check`.
         """
-        _ = self.masking, self.params, self.postprocess, self.train
+        _ = self.masking, self.params, self.postprocess, self.train, self.maps
         return self
 
     def scene(self, scene_id: str) -> SceneConf:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import glob
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,19 +16,28 @@ from glacier_core.config import Project, check, read_yaml
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.labels.inventory import read_vector
-from glacier_core.raster.bands import ETM_STACK
-from glacier_core.raster.scene import Scene
-from glacier_core.settings import MaskingConf
+from glacier_core.raster.scene import Scene, band_names, date_in
+from glacier_core.settings import MapsConf, MaskingConf
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".tif", ".tiff", ".vrt", ".img", ".jp2"}
-_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 _HEAD = """\
 # Which scenes, and which outlines say what is ice on them. Written by `glacier configure`.
 # Paths are relative to this project's folder. In `classes`, the later wins where two overlap.
 # Everything that the outlines consist of lies in outlines_dir: DVC watches that folder.
+"""
+
+
+_MAPS_HEAD = """\
+# Which scenes `dvc repro` maps with the trained model, and which maps it compares. Written by
+# `glacier configure`, which names all scenes here; any scene that holds the model's bands will do.
+# In `changes`, for example: SITE: {before: LE07_140041_20001025, after: LE07_140041_20101106}
+# With `symmetries`, every window is mapped in its eight turns and mirror images: 8 times slower,
+# and the spread between them is written as uncertainty.
+# `inventory_path` (inside outlines_dir) and `inventory_id`: known glaciers, such as RGI. Their ids
+# are joined to the outlines, and the ice divides between them split connected ice.
 """
 
 
@@ -54,23 +61,6 @@ def find_scenes(places: Sequence[str]) -> list[Path]:
             )
         found.extend(images)
     return sorted(set(found))
-
-
-def date_in(name: str) -> str | None:
-    """The first calendar date (YYYYMMDD or YYYY-MM-DD) in a file name, ISO, or None."""
-    for year, month, day in _DAY.findall(name):
-        try:
-            return datetime.date(int(year), int(month), int(day)).isoformat()
-        except ValueError:
-            continue
-    return None
-
-
-def band_names(text: str | None) -> list[str] | None:
-    """Names from `--bands`: a comma-separated list, or `etm15` for the 15-band ETM+ stack."""
-    if text is None:
-        return None
-    return ETM_STACK if text == "etm15" else [name.strip() for name in text.split(",")]
 
 
 def _kept(path: Path, root: Path) -> str:
@@ -109,7 +99,7 @@ def configure(
     date: str | None,
     add: bool,
 ) -> MaskingConf:
-    """Check scenes and outlines, and write `conf/masking_paths.yaml`.
+    """Check scenes and outlines, and write `conf/masking_paths.yaml` and `conf/maps.yaml`.
 
     Scenes are keyed by their file name without suffix, so a new scene renames nothing.
 
@@ -161,8 +151,30 @@ def configure(
     _check_watched(project, content)
     with whole_file(project.masking_path) as beside:
         beside.write_text(_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+    _write_maps(project, conf, add=add)
     _clear_unconfigured(project, conf)
     return conf
+
+
+def _write_maps(project: Project, conf: MaskingConf, *, add: bool) -> None:
+    """Name every configured scene in conf/maps.yaml; with `add`, keep what it says already."""
+    path = project.root / "conf/maps.yaml"
+    content: dict[str, Any] = {
+        "maps": {
+            name: {"img_path": scene.img_path, "bands": conf.bands, "date": scene.date}
+            for name, scene in conf.scenes.items()
+        },
+        "changes": {},
+        "symmetries": False,
+        "inventory_path": None,
+        "inventory_id": None,
+    }
+    if add and path.exists():
+        before = read_yaml(path)
+        check(MapsConf, before, path)
+        content = {**before, "maps": {**content["maps"], **before["maps"]}}
+    with whole_file(path) as beside:
+        beside.write_text(_MAPS_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
 
 
 def _clear_unconfigured(project: Project, conf: MaskingConf) -> None:

@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=1)]
 # Names become parts of file names, of commands that DVC gives to a shell, of keys that it looks
 # up, and of metrics.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-_RESERVED = {BACKGROUND, "all", "protocol"}
+_RESERVED = {BACKGROUND, "all", "protocol", "ignore"}
 _PLACE = r"[A-Za-z0-9_][A-Za-z0-9_./-]*"
 
 
@@ -50,6 +50,15 @@ class Checked(BaseModel):
 # --- conf/masking_paths.yaml: which scenes, which outlines -----------------------------------
 
 
+def _iso_date(value: object) -> object:
+    # YAML reads an unquoted 2000-10-25 as a date.
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, str):
+        datetime.date.fromisoformat(value)
+    return value
+
+
 class SceneConf(Checked):
     img_path: str
     mask_paths: dict[str, str]
@@ -57,15 +66,7 @@ class SceneConf(Checked):
     year_field: str | None
     date: str | None
 
-    @field_validator("date", mode="before")
-    @classmethod
-    def _iso(cls, value: object) -> object:
-        # YAML reads an unquoted 2000-10-25 as a date.
-        if isinstance(value, datetime.date):
-            return value.isoformat()
-        if isinstance(value, str):
-            datetime.date.fromisoformat(value)
-        return value
+    _iso = field_validator("date", mode="before")(_iso_date)
 
     @property
     def day(self) -> datetime.date | None:
@@ -185,6 +186,42 @@ class TrainConf(Checked):
     tracking: TrackingConf
 
 
+# --- conf/maps.yaml: what to map, and what to compare ----------------------------------------
+
+
+class MappedScene(Checked):
+    img_path: str
+    bands: list[str] | None
+    date: str | None
+
+    _iso = field_validator("date", mode="before")(_iso_date)
+
+
+class ComparedMaps(Checked):
+    before: str
+    after: str
+
+
+class MapsConf(Checked):
+    maps: dict[str, MappedScene]
+    changes: dict[str, ComparedMaps]
+    symmetries: bool
+    inventory_path: str | None
+    inventory_id: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MapsConf:
+        _named("scene", self.maps)
+        _named("change", self.changes)
+        for name, pair in self.changes.items():
+            absent = {pair.before, pair.after} - set(self.maps)
+            if absent:
+                raise ValueError(f"change {name}: {', '.join(sorted(absent))} is not among maps")
+        if self.inventory_id is not None and self.inventory_path is None:
+            raise ValueError("inventory_id is a column of inventory_path, which is null")
+        return self
+
+
 # --- params.yaml: how much -------------------------------------------------------------------
 
 
@@ -288,6 +325,24 @@ class EvaluateParams(Checked):
     forest: ForestParams
 
 
+class MapParams(Checked):
+    window: Count
+    overlap: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _steps_forward(self) -> MapParams:
+        if 2 * self.overlap > self.window:
+            raise ValueError(f"overlap {self.overlap} must not exceed half of window {self.window}")
+        return self
+
+
+class OutlinesParams(Checked):
+    min_area_km2: NonNegative
+    min_part_pixels: Annotated[int, Field(ge=0)]
+    gap_pixels: Annotated[int, Field(ge=0)]
+    correlation_m: Positive
+
+
 class Params(Checked):
     seed: Annotated[int, Field(ge=0)]
     simulate: SimulateParams
@@ -296,3 +351,5 @@ class Params(Checked):
     postprocess: PostprocessParams
     train: TrainParams
     evaluate: EvaluateParams
+    map: MapParams
+    outlines: OutlinesParams

@@ -35,7 +35,13 @@ PIXEL = 30.0
 CORNER = (500_010.0, 3_100_020.0)
 """Upper left corner of the first scene, west of Sikkim, in UTM zone 45 north."""
 
-REMOVED = object()
+
+class _Removed:
+    def __repr__(self) -> str:  # in the names of parametrised tests, the same in every process
+        return "removed"
+
+
+REMOVED = _Removed()
 """Value for `edit_yaml` that takes a key out."""
 
 
@@ -190,7 +196,9 @@ def copy_settings(root: Path) -> None:
     (root / "conf").mkdir(parents=True)
     for name in ("params.yaml", "conf/masking_paths.yaml", "conf/postprocess.yaml"):
         shutil.copyfile(REPOSITORY / name, root / name)
-    shutil.copyfile(REPOSITORY / "conf/train.yaml", root / "conf/train.yaml")
+    for name in ("conf/train.yaml", "conf/maps.yaml"):
+        shutil.copyfile(REPOSITORY / name, root / name)
+    edit_yaml(root / "conf/maps.yaml", maps={}, changes={})
     edit_yaml(
         root / "params.yaml",
         **{

@@ -108,7 +108,12 @@ class Predictor:
             raise InputError(f"{folder}: the model is damaged ({error})") from error
         return cls(description, model, device, precision)
 
-    @torch.inference_mode()
+    @property
+    def multiple(self) -> int:
+        """Heights and widths that this divides are seen without padding."""
+        multiple: int = self.model.network.multiple
+        return multiple
+
     def probabilities(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities of raw pixels.
 
@@ -120,21 +125,29 @@ class Predictor:
             float32 (batch, classes, height, width), summing to 1; NaN where any channel was
             unseen, since nothing seen is not "no ice".
         """
+        result = self.softmax(pixels)
+        unseen = ~np.isfinite(pixels).all(axis=1)
+        np.moveaxis(result, 1, -1)[unseen] = np.nan
+        return result
+
+    @torch.inference_mode()
+    def softmax(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """As `probabilities`, but also where a channel was unseen: the network's guess from what
+        was put in its place.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != len(self.description.channels):
             raise InputError(
                 f"the model takes (batch, {len(self.description.channels)}, height, width) with "
                 f"channels {', '.join(self.description.channels)}; found shape {pixels.shape}"
             )
-        # A copy, since PyTorch warns of arrays that cannot be written to, such as memory maps.
-        x = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C")).to(self.device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        # PyTorch warns of arrays that cannot be written to, such as memory maps.
+        writable = np.require(pixels, np.float32, ["C", "W"])
+        x = torch.from_numpy(writable).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(
             self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None
         ):
             logits = self.model(x)
         result: npt.NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
-        unseen = ~np.isfinite(pixels).all(axis=1)
-        np.moveaxis(result, 1, -1)[unseen] = np.nan
         return result
 
 

@@ -8,13 +8,15 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from glacier_core.config import Project
 from glacier_core.model.predictor import DESCRIPTION, ModelDescription
-from glacier_core.model.training import Row
+
+if TYPE_CHECKING:
+    from glacier_core.model.training import Row
 
 # Before MLflow is imported: it reads these once. Nothing is sent anywhere.
 for _name, _value in {

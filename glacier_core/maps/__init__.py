@@ -1,0 +1,1 @@
+"""What people get: maps, outlines, change, reports."""

@@ -1,0 +1,82 @@
+"""One or several models, averaged, as they are or over the symmetries of the square."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from glacier_core.errors import InputError
+from glacier_core.model.predictor import Predictor
+
+Probabilities = npt.NDArray[np.float32]
+
+
+class Ensemble:
+    """One or several models, and what they need, as one.
+
+    Attributes:
+        names: of the models, as `models:/name/version` or a folder.
+        channels: bands that at least one of them takes, each once.
+        classes: names by class number.
+        multiple: window sizes that this divides fit all of them.
+        members: predictions that are averaged.
+    """
+
+    def __init__(self, models: Sequence[tuple[str, Predictor]], *, symmetries: bool) -> None:
+        """
+        Raises:
+            InputError: the models tell different classes apart.
+        """
+        self.names = [name for name, _ in models]
+        self.predictors = [predictor for _, predictor in models]
+        descriptions = [predictor.description for predictor in self.predictors]
+        self.classes = descriptions[0].classes
+        for name, description in zip(self.names, descriptions, strict=True):
+            if description.classes != self.classes:
+                raise InputError(
+                    f"{name}: tells {', '.join(description.classes)} apart, but {self.names[0]} "
+                    f"{', '.join(self.classes)}; only models of the same classes can be averaged"
+                )
+        self.channels = list(dict.fromkeys(c for d in descriptions for c in d.channels))
+        self.multiple = max(predictor.multiple for predictor in self.predictors)
+        self.symmetries = symmetries
+        self.members = len(models) * (8 if symmetries else 1)
+        self.trainings = [description.training for description in descriptions]
+
+    def predict(self, pixels: npt.NDArray[np.float32]) -> tuple[Probabilities, Probabilities]:
+        """Mean and mean square of the members' probabilities.
+
+        Args:
+            pixels: float32 (channels, height, width), raw, NaN where unseen.
+
+        Returns:
+            Two arrays float32 (classes, height, width).
+
+        Raises:
+            InputError: a model gives probabilities that are no numbers.
+        """
+        mean = np.zeros((len(self.classes), *pixels.shape[1:]), dtype=np.float32)
+        square = np.zeros_like(mean)
+        for name, predictor in zip(self.names, self.predictors, strict=True):
+            own = pixels
+            if predictor.description.channels != self.channels:
+                own = pixels[[self.channels.index(c) for c in predictor.description.channels]]
+            for turns in range(4 if self.symmetries else 1):
+                for mirrored in (False, True) if self.symmetries else (False,):
+                    seen = np.rot90(own, turns, axes=(1, 2))
+                    seen = seen[:, :, ::-1] if mirrored else seen
+                    said = predictor.softmax(np.ascontiguousarray(seen)[None])[0]
+                    said = said[:, :, ::-1] if mirrored else said
+                    said = np.rot90(said, -turns, axes=(1, 2))
+                    if not np.isfinite(said).all():
+                        raise InputError(
+                            f"{name}: gives probabilities that are no numbers; its weights are "
+                            "damaged, or its training diverged. Map with another version."
+                        )
+                    mean += said
+                    square += said * said
+        mean /= self.members
+        square /= self.members
+        return mean, square

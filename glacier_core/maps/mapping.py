@@ -1,0 +1,230 @@
+"""Mapping a scene: windows read, predicted, blended and written, a strip of rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from glacier_core.config import Project
+from glacier_core.configure import find_scenes
+from glacier_core.errors import InputError
+from glacier_core.files import whole_folder, write_json
+from glacier_core.maps.ensemble import Ensemble
+from glacier_core.maps.rasters import MapRasters
+from glacier_core.maps.scenemap import (
+    ABOUT,
+    About,
+    ChannelCheck,
+    SceneMap,
+)
+from glacier_core.maps.styles import write_class_style
+from glacier_core.maps.sweep import Statistics, Sweep, layers
+from glacier_core.model.opening import open_model
+from glacier_core.raster.scene import Scene, date_in
+
+logger = logging.getLogger(__name__)
+
+_READ_ROWS = 128
+# Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
+_SNOW_INDEX = 0.4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene to be mapped.
+
+    Attributes:
+        name: of its map.
+        place: what asks for this scene alone: its name in conf/maps.yaml, or its path.
+        path: of its file.
+        source: the same as it was given.
+        bands: names in file order, None where the file has them.
+        date: ISO, or None.
+    """
+
+    name: str
+    place: str
+    path: Path
+    source: str
+    bands: list[str] | None
+    date: str | None
+
+
+def map_scenes(
+    project: Project,
+    places: Sequence[str],
+    *,
+    models: Sequence[str],
+    out: Path,
+    symmetries: bool | None,
+    bands: list[str] | None,
+    date: str | None,
+    again: bool,
+) -> list[Path]:
+    """Map scenes, each into a folder of its own.
+
+    Every scene is opened and checked before the first is mapped. A scene whose map is there
+    already, of the same file by the same models with the same options, is left as it is.
+
+    Args:
+        project: for `map` in params.yaml, device and precision in conf/train.yaml.
+        places: files, globs, folders, or names in conf/maps.yaml.
+        models: each as `open_model` takes it; several are averaged. None: the champion.
+        out: folder for the maps' folders.
+        symmetries: average over turns and mirror images; None as conf/maps.yaml says.
+        bands: names in file order, for files whose bands have none.
+        date: ISO; None to read it from each file name.
+        again: map also what is mapped already.
+
+    Returns:
+        The folders, see `SceneMap`.
+
+    Raises:
+        InputError: a scene or a model cannot be used, or they do not fit.
+        StorageError: no room, or no right to write.
+    """
+    project.check()
+    jobs = find_jobs(project, places, bands, date)
+    champion = [f"models:/{project.train.tracking.model_name}@champion"]
+    ensemble = Ensemble(
+        [open_model(project, uri) for uri in models or champion],
+        symmetries=project.maps.symmetries if symmetries is None else symmetries,
+    )
+    for job in jobs:
+        with Scene(job.path, job.bands, must_be_located=False) as scene:
+            _check_bands(scene, ensemble)
+    return [_map_scene(project, job, ensemble, out, again=again) for job in jobs]
+
+
+def find_jobs(
+    project: Project, places: Sequence[str], bands: list[str] | None, date: str | None
+) -> list[Job]:
+    """The scenes that `places` name, each once; see `map_scenes`.
+
+    Raises:
+        InputError: a place holds no scene, or two scenes have one name.
+    """
+    jobs: dict[str, Job] = {}
+    for place in places:
+        known = project.maps.maps.get(place)
+        if known is not None:
+            path = project.root / known.img_path
+            found = [
+                Job(place, place, path, known.img_path, known.bands, known.date or date_in(place))
+            ]
+        else:
+            found = [
+                Job(path.stem, str(path), path, str(path), bands, date or date_in(path.stem))
+                for path in find_scenes([place])
+            ]
+        for job in found:
+            if job.name in jobs and jobs[job.name].path != job.path:
+                raise InputError(
+                    f"{job.path}: a second scene named {job.name}, beside {jobs[job.name].path}; "
+                    "rename one, or map them into different folders"
+                )
+            jobs[job.name] = job
+    return list(jobs.values())
+
+
+def _check_bands(scene: Scene, ensemble: Ensemble) -> None:
+    missing = [name for name in ensemble.channels if name not in scene.bands]
+    if missing:
+        raise InputError(
+            f"{scene.path}: has no band {', '.join(missing)}, which {', '.join(ensemble.names)} "
+            f"needs; it has {', '.join(scene.bands)}. Map it with a model of its own bands, or "
+            "name them right with --bands."
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(digest: str, job: Job, project: Project, ensemble: Ensemble) -> str:
+    made_of = {
+        "scene": [digest, job.name, job.bands, job.date],
+        "models": ensemble.trainings,
+        "names": ensemble.names,
+        "symmetries": ensemble.symmetries,
+        "map": project.params.map.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, again: bool) -> Path:
+    folder = out / job.name
+    with ThreadPoolExecutor(3) as threads:
+        digest = threads.submit(_digest, job.path)
+        if (folder / ABOUT).exists() and not again:
+            key = _key(digest.result(), job, project, ensemble)
+            if SceneMap(folder).about.key == key:
+                logger.info("%s: mapped already, as %s", job.name, folder)
+                return folder
+        with (
+            Scene(job.path, job.bands, must_be_located=False) as scene,
+            whole_folder(folder) as beside,
+        ):
+            kinds = layers(job.name, ensemble, scene)
+            tags = {"scene": job.name, "models": " ".join(ensemble.names)} | {
+                f"class_{i}": name for i, name in enumerate(ensemble.classes)
+            }
+            with MapRasters(beside, scene.grid, kinds, tags) as rasters:
+                sweep = Sweep(project.params.map, scene, ensemble, rasters, job.name, threads)
+                sweep.go()
+                rasters.finish()
+            write_class_style(beside / f"{job.name}_classes.qml", ensemble.classes)
+            about = _about(
+                job, ensemble, sweep.statistics, scene.grid.height * scene.grid.width,
+                _key(digest.result(), job, project, ensemble),
+            )  # fmt: skip
+            write_json(beside / ABOUT, about.to_json())
+    logger.info("%s: %.0f %% seen, %s", job.name, 100 * about.seen, folder)
+    return folder
+
+
+def _about(job: Job, ensemble: Ensemble, found: Statistics, pixels: int, key: str) -> About:
+    training = {
+        channel: (predictor.description.means[i], predictor.description.standard_deviations[i])
+        for predictor in ensemble.predictors
+        for i, channel in enumerate(predictor.description.channels)
+    }
+    channels = {
+        channel: ChannelCheck(float(total / found.seen), *training[channel])
+        for channel, total in zip(ensemble.channels, found.sums, strict=True)
+        if found.seen
+    }
+    snow = found.green is not None and found.swir is not None and found.seen > 0
+    for channel, check in channels.items():
+        if check.drift > 1:
+            logger.warning(
+                "%s: channel %s lies %.1f standard deviations from the training data (mean %.4g, "
+                "there %.4g); the map may be wrong",
+                job.name,
+                channel,
+                check.drift,
+                check.mean,
+                check.training_mean,
+            )
+    return About(
+        scene=job.name,
+        source=job.source,
+        bands=job.bands,
+        date=job.date,
+        classes=ensemble.classes,
+        models=ensemble.names,
+        trainings=ensemble.trainings,
+        symmetries=ensemble.symmetries,
+        seen=found.seen / pixels,
+        no_value=found.no_value / pixels,
+        covered=found.covered / pixels,
+        snow_outside=found.snow_outside / found.seen if snow else None,
+        channels=channels,
+        key=key,
+    )

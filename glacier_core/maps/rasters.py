@@ -1,0 +1,189 @@
+"""Writing the rasters of a map: rows as they come, Cloud-Optimised GeoTIFFs in the end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.shutil
+import rasterio.windows
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
+from glacier_core.errors import StorageError
+from glacier_core.raster.grid import UNLOCATED, Grid
+
+_BLOCK = 512
+
+# Background transparent; then ice blue, debris ochre, and some in reserve, as in the figures.
+CLASS_COLOURS = ["#00000000", "#2b7bba", "#b5651d", "#7a3e9d", "#3a8f5c", "#c2b280"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One raster of a map.
+
+    Attributes:
+        name: of the file, without folder and suffix.
+        bands: description of each band.
+        dtype: as stored.
+        nodata: value that means unseen; None where a mask says it.
+        scale: what a stored 1 stands for; None for numbers of classes.
+    """
+
+    name: str
+    bands: Sequence[str]
+    dtype: str
+    nodata: int | None
+    scale: float | None
+
+    @property
+    def pixel_bytes(self) -> int:
+        return len(self.bands) * np.dtype(self.dtype).itemsize
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise StorageError(
+            f"{path}: cannot be written ({str(error).splitlines()[0]}). Is there room left on the "
+            "disk? Nothing half-written was kept; run the same command again."
+        ) from error
+
+
+@dataclass
+class MapRasters:
+    """Rasters of one grid, written from top to bottom; a context manager.
+
+    Rows go to plain tiled files first: the Cloud-Optimised GeoTIFF, with its overviews in front,
+    can be laid out only when all is known.
+
+    Attributes:
+        folder: where they lie.
+        grid: of all of them.
+        layers: what to write.
+        tags: for every file.
+    """
+
+    folder: Path
+    grid: Grid
+    layers: Sequence[Layer]
+    tags: Mapping[str, str]
+    _open: dict[str, Any] = field(default_factory=dict)
+
+    def _plain(self, layer: Layer) -> Path:
+        return self.folder / f"{layer.name}.plain.tif"
+
+    def __enter__(self) -> MapRasters:
+        # Estimated high: half of what the plain files take, for the compressed ones.
+        pixels = self.grid.height * self.grid.width
+        needed = sum(layer.pixel_bytes + (layer.nodata is None) for layer in self.layers)
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.5 * needed * pixels:
+            raise StorageError(
+                f"{self.folder.parent}: the map needs up to {1.5 * needed * pixels / 1e9:.2f} GB "
+                f"there, {free / 1e9:.2f} GB are free. Free some space and run the command again."
+            )
+        for layer in self.layers:
+            with _explained(self._plain(layer)):
+                self._open[layer.name] = self._created(layer)
+        return self
+
+    def _created(self, layer: Layer) -> Any:
+        crs = None if self.grid.crs == UNLOCATED else self.grid.crs.to_wkt()
+        dataset = rasterio.open(
+            self._plain(layer),
+            "w",
+            driver="GTiff",
+            height=self.grid.height,
+            width=self.grid.width,
+            count=len(layer.bands),
+            dtype=layer.dtype,
+            nodata=layer.nodata,
+            crs=crs,
+            transform=self.grid.transform,
+            tiled=True,
+            blockxsize=_BLOCK,
+            blockysize=_BLOCK,
+            bigtiff="if_safer",
+        )
+        dataset.update_tags(**self.tags)
+        for number, name in enumerate(layer.bands, start=1):
+            dataset.set_band_description(number, name)
+        if layer.scale is not None:
+            dataset.scales = [layer.scale] * len(layer.bands)
+        else:
+            table = {i: _rgba(colour) for i, colour in enumerate(CLASS_COLOURS)}
+            dataset.write_colormap(1, table)
+        return dataset
+
+    def write(
+        self,
+        row: int,
+        values: Mapping[str, npt.NDArray[np.generic]],
+        seen: npt.NDArray[np.bool_],
+    ) -> None:
+        """Write rows of every layer.
+
+        Args:
+            row: the first one.
+            values: by layer, (bands, rows, width).
+            seen: (rows, width).
+        """
+        height, width = seen.shape
+        window = rasterio.windows.Window(0, row, width, height)
+        for layer in self.layers:
+            dataset = self._open[layer.name]
+            with _explained(self._plain(layer)), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                dataset.write(values[layer.name], window=window)
+                if layer.nodata is None:
+                    dataset.write_mask(seen, window=window)
+
+    def finish(self) -> None:
+        """Close the plain files and lay out the final ones."""
+        for layer in self.layers:
+            plain, final = self._plain(layer), self.folder / f"{layer.name}.tif"
+            with _explained(final):
+                self._open.pop(layer.name).close()
+                self._check_complete(layer)
+                rasterio.shutil.copy(
+                    plain,
+                    final,
+                    driver="COG",
+                    compress="DEFLATE",
+                    blocksize=_BLOCK,
+                    predictor="NO" if layer.dtype == "uint8" else "YES",
+                    overview_resampling="MODE" if layer.scale is None else "AVERAGE",
+                    num_threads=2,
+                )
+            plain.unlink()
+
+    def _check_complete(self, layer: Layer) -> None:
+        # GDAL only prints what goes wrong while a file is closed.
+        tiles = -(-self.grid.height // _BLOCK) * -(-self.grid.width // _BLOCK)
+        if self._plain(layer).stat().st_size < tiles * _BLOCK**2 * layer.pixel_bytes:
+            raise RasterioError("the file is shorter than what was written to it")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+def _rgba(colour: str) -> tuple[int, int, int, int]:
+    values = bytes.fromhex(colour[1:].ljust(8, "f"))
+    return values[0], values[1], values[2], values[3]
