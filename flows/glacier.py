@@ -1,4 +1,4 @@
-"""The flow `glacier`: every stage of the project, scene by scene, to a registered model."""
+"""The flow `glacier`: every stage of the project, to a registered model and its maps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _rounded(score: float | str) -> float | str:
 
 @flow(name="glacier", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
 def glacier(root: str = ".") -> str:
-    """Bring the whole project up to date and register its model.
+    """Bring the whole project up to date: register its model, and map with it.
 
     A task a scene and step. What DVC finds unchanged is skipped; the artefacts are those of
     `dvc repro`.
@@ -79,9 +79,10 @@ def glacier(root: str = ".") -> str:
     """
     folder = Path(root).resolve()
     try:
-        conf = Project(folder).check().masking
+        project = Project(folder).check()
     except InputError as error:
         raise BadInput(str(error)) from error
+    conf, maps = project.masking, project.maps
     try:
         simulated = [_start(f"simulate@{name}", folder) for name in conf.simulated]
         masks = {scene: _start(f"mask@{scene}", folder, simulated) for scene in conf.scenes}
@@ -92,6 +93,16 @@ def glacier(root: str = ".") -> str:
             future.result()
         for stage in ("postprocess", "train", "evaluate", "register"):
             run_stage(stage, folder)
+        mapped = {scene: _start(f"map@{scene}", folder) for scene in maps.maps}
+        drawn = {scene: _start(f"outlines@{scene}", folder, [mapped[scene]]) for scene in maps.maps}
+        pages = [_start(f"report@{scene}", folder, [drawn[scene]]) for scene in maps.maps]
+        for name, pair in maps.changes.items():
+            both = [mapped[pair.before], drawn[pair.after]]
+            compared = _start(f"change@{name}", folder, both)
+            pages += [compared, _start(f"change-report@{name}", folder, [compared])]
+        wait([*mapped.values(), *drawn.values(), *pages])
+        for future in [*mapped.values(), *drawn.values(), *pages]:
+            future.result()
     except BaseException:
         end_running_stages()
         raise

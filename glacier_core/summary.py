@@ -10,6 +10,19 @@ from glacier_core.model.evaluation import table
 from glacier_core.model.registry import registered
 
 
+def _maps(project: Project) -> str:
+    """Where maps and reports lie, as far as there are any."""
+    lines = ""
+    for pattern, what in (
+        ("reports/*.html", "maps to switch, pan and zoom (any browser)"),
+        ("outlines/*/*_glaciers.gpkg", "glaciers with areas, for QGIS"),
+        ("change/*/change.csv", "what came and went"),
+    ):
+        if any((project.root / "data").glob(pattern)):
+            lines += f"  {'data/' + pattern:<41} {what}\n"
+    return lines
+
+
 def summarise(project: Project) -> str:
     """Scores beside the baselines, the registered version, and where to look next.
 
@@ -43,7 +56,7 @@ def summarise(project: Project) -> str:
 (split: {protocol["split"]}){ground}
 
 Look at
-  {project.evaluation_folder}/figures/      maps beside outlines, curves, baselines (PNG)
+{_maps(project)}  {project.evaluation_folder}/figures/      maps beside outlines, curves, baselines (PNG)
   {project.dataset_folder}/slices.geojson   what went into which split, for QGIS
   MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 \\
     --backend-store-uri sqlite:///mlflow.db --port 5000    then open

@@ -69,7 +69,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     base = tmp_path_factory.mktemp("prefect")
-    folder = small_workspace(base / "work")
+    folder = small_workspace(base / "work", change=True)
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     settings = {
@@ -126,6 +126,8 @@ def test_every_scene_and_step_is_a_task_that_completed(trained: tuple[Prefect, s
     scenes = yaml.safe_load((prefect.folder / "conf/masking_paths.yaml").read_text())["scenes"]
     expected = {f"{step}@{scene}" for step in ("mask", "slice") for scene in scenes}
     expected |= {"simulate@demo", "postprocess", "train", "evaluate", "register"}
+    expected |= {f"{step}@LE07_SIM03_20101106" for step in ("map", "outlines", "report")}
+    expected |= {"change@SIM03", "change-report@SIM03"}
     assert expected <= set(states)
     assert {states[name] for name in expected} == {"COMPLETED"}
 
@@ -151,12 +153,55 @@ def test_dvc_finds_everything_up_to_date_and_the_artefacts_are_its_own(
 ) -> None:
     prefect, _ = trained
     assert "up to date" in run(prefect.folder, "dvc", "status")
-    alone = small_workspace(tmp_path / "alone")
+    alone = small_workspace(tmp_path / "alone", change=True)
     run(alone, "dvc", "repro")
     locks = [
         yaml.safe_load((f / "dvc.lock").read_text())["stages"] for f in (prefect.folder, alone)
     ]
     assert locks[0] == locks[1]
+
+
+def map_scenes(prefect: Prefect, scenes: list[str], code: int = 0) -> str:
+    """`prefect deployment run glacier-map/scene`, as the README says it."""
+    return prefect.run("prefect", "deployment", "run", "glacier-map/scene", "--param",
+                       f"scenes={json.dumps(scenes)}", "--watch", "--watch-timeout", "300",
+                       code=code)  # fmt: skip
+
+
+def test_scenes_are_mapped_outlined_and_reported_on(trained: tuple[Prefect, str]) -> None:
+    prefect, _ = trained
+    folder = "data/raw/demo/scenes"
+    said = map_scenes(prefect, [f"{folder}/*SIM02*", f"{folder}/LE07_SIM01_20001025.tif"])
+    assert "finished successfully in 'Completed'" in said
+    names = {"LE07_SIM02_20001025", "LE07_SIM02_20101106", "LE07_SIM01_20001025"}
+    for name in names:
+        made = prefect.folder / "data/mapped"
+        about = json.loads((made / "maps" / name / "map.json").read_text())
+        assert about["models"] == ["models:/glacier-unet/1"]
+        assert (made / "outlines" / name / f"{name}_glaciers.gpkg").is_file()
+        assert (made / "reports" / f"{name}.html").is_file()
+    artifacts = prefect.ask("/artifacts/filter", sort="UPDATED_DESC")
+    rows = json.loads(next(a["data"] for a in artifacts if a["key"] == "glacier-maps"))
+    assert {row["scene"] for row in rows} == names
+
+
+def test_one_bad_scene_does_not_keep_the_others_from_their_maps(
+    trained: tuple[Prefect, str],
+) -> None:
+    prefect, _ = trained
+    scenes = prefect.folder / "data/raw/demo/scenes"
+    whole = (scenes / "LE07_SIM01_20101106.tif").read_bytes()
+    bad = prefect.folder / "data/raw/LE07_CUT_20101106.tif"
+    bad.write_bytes(whole[: len(whole) // 2])
+    said = map_scenes(prefect, [str(bad), str(scenes / "LE07_SIM01_20101106.tif")], code=1)
+    assert "failed" in said.lower()
+    maps = prefect.folder / "data/mapped/maps"
+    assert (maps / "LE07_SIM01_20101106/map.json").is_file()
+    assert not (maps / "LE07_CUT_20101106").exists()
+    tasks = prefect.ask("/task_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=20)
+    [failed] = [t for t in tasks if t["state_type"] == "FAILED" and t["name"].startswith("map ")]
+    assert failed["run_count"] == 1
+    assert "LE07_CUT" in failed["state"]["message"]
 
 
 def test_the_schedule_produces_scheduled_runs(prefect: Prefect) -> None:

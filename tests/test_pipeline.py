@@ -16,8 +16,12 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import rasterio
 import yaml
 from workspace import REPOSITORY, environment, merge_yaml, run, small_workspace
+
+MAPPING = {f"{stage}@LE07_SIM03_20101106" for stage in ("map", "outlines", "report")}
+"""Stages after the model, as conf/maps.yaml asks for them."""
 
 RAN = re.compile(r"Running stage '([^']+)'")
 
@@ -61,7 +65,7 @@ def test_one_command_runs_every_stage(done: tuple[Path, str]) -> None:
     names = list(scenes(folder))
     expected = ["simulate@demo", *[f"mask@{n}" for n in names], *[f"slice@{n}" for n in names]]
     assert sorted(stages(printed)) == sorted(
-        [*expected, "postprocess", "train", "evaluate", "register"]
+        [*expected, "postprocess", "train", "evaluate", "register", *MAPPING]
     )
     for name in names:
         assert (folder / f"data/masks/{name}/mask_{name}.npy").is_file()
@@ -93,7 +97,11 @@ def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"train": {"learning_rate": 0.001}}, {"train", "evaluate", "register"}),
+        ({"train": {"learning_rate": 0.001}}, {"train", "evaluate", "register", *MAPPING}),
+        (
+            {"outlines": {"correlation_m": 200}},
+            {"outlines@LE07_SIM03_20101106", "report@LE07_SIM03_20101106"},
+        ),
         # The threshold drops no slice here: what was made from equal slices stays as it is.
         ({"postprocess": {"min_valid_fraction": 0.101}}, {"postprocess"}),
         ({"evaluate": {"examples": 2}}, {"evaluate"}),
@@ -113,7 +121,7 @@ def test_a_new_scene_runs_its_own_stages_and_the_joint_ones(again: Path) -> None
     new = {**entry, "img_path": "data/raw/more/LE07_NEW_20001025.tif"}
     merge_yaml(again / "conf/masking_paths.yaml", {"scenes": {"LE07_NEW_20001025": new}})
     expected = {"mask@LE07_NEW_20001025", "slice@LE07_NEW_20001025", "postprocess", "train",
-                "evaluate", "register"}  # fmt: skip
+                "evaluate", "register", *MAPPING}  # fmt: skip
     assert set(stages(run(again, "dvc", "repro"))) == expected
     assert first in scenes(again)
 
@@ -229,7 +237,7 @@ def test_a_run_killed_in_each_step_ends_as_an_uninterrupted_one(
 
 def full_workspace(folder: Path) -> Path:
     """The repository's files as they are, numbers included."""
-    small_workspace(folder)
+    small_workspace(folder, change=True)
     shutil.copy(REPOSITORY / "params.yaml", folder)
     shutil.copy(REPOSITORY / "conf/masking_paths.yaml", folder / "conf")
     return folder
@@ -246,6 +254,29 @@ def test_the_demo_beats_both_baselines_on_ground_it_never_saw(tmp_path: Path) ->
     said = run(folder, "glacier", "-q", "summary")
     assert "glacier-unet version 1 (champion)" in said
     assert "evaluation/figures" in said
+    check_true_change(folder)
+
+
+def check_true_change(folder: Path) -> None:
+    """The change that was simulated lies within what the maps say, on the ground they compare."""
+    change = json.loads((folder / "data/change/SIM03/change.json").read_text())
+    mapped, truth = [], []
+    for scene in (change["before"], change["after"]):
+        with rasterio.open(folder / f"data/maps/{scene}/{scene}_classes.tif") as file:
+            mapped.append(file.read(1))
+        with rasterio.open(folder / f"data/raw/demo/truth/{scene}_truth.tif") as file:
+            truth.append(file.read(1))
+            pixel_km2 = abs(file.transform.determinant) / 1e6
+    both = (mapped[0] != 255) & (mapped[1] != 255)
+    for number, name in ((1, "clean_ice"), (2, "debris")):
+        was, now = (((one == number) & both).sum() * pixel_km2 for one in truth)
+        said = change["km2"][name]
+        assert abs((now - was) - said["change"]) <= said["err"], (name, now - was, said)
+    was, now = (((one > 0) & both).sum() * pixel_km2 for one in truth)
+    total = change["total"]
+    assert abs((now - was) - total["change"]) <= total["err"], (now - was, total)
+    # Ice went, and the maps saw that it did.
+    assert total["change"] < 0
 
 
 @pytest.mark.slow

@@ -82,8 +82,11 @@ def merge_yaml(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def small_workspace(folder: Path) -> Path:
-    """A git and DVC repository of the files of this one, with small numbers, committed."""
+def small_workspace(folder: Path, *, change: bool = False) -> Path:
+    """A git and DVC repository of the files of this one, with small numbers, committed.
+
+    It maps one scene; with `change`, two, and compares them.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
@@ -106,6 +109,11 @@ def small_workspace(folder: Path) -> Path:
         for name in first
     }
     (folder / "conf/masking_paths.yaml").write_text(yaml.safe_dump(conf, sort_keys=False))
+    if not change:
+        maps = yaml.safe_load((folder / "conf/maps.yaml").read_text())
+        maps["maps"].pop("LE07_SIM03_20001025")
+        maps["changes"] = {}
+        (folder / "conf/maps.yaml").write_text(yaml.safe_dump(maps, sort_keys=False))
     run(folder, "git", "init", "-q", "-b", "main")
     run(folder, "git", "add", "-A")
     run(folder, "git", "-c", "user.name=Test", "-c", "user.email=test@example.org",
