@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import shutil
@@ -16,12 +15,11 @@ from glacier_core.config import Project, check, read_yaml
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.labels.inventory import read_vector
-from glacier_core.raster.scene import Scene, band_names, date_in
+from glacier_core.raster.scene import Scene, band_names, date_in, find_scenes
 from glacier_core.settings import MapsConf, MaskingConf
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".tif", ".tiff", ".vrt", ".img", ".jp2"}
 
 _HEAD = """\
 # Which scenes, and which outlines say what is ice on them. Written by `glacier configure`.
@@ -39,28 +37,6 @@ _MAPS_HEAD = """\
 # `inventory_path` (inside outlines_dir) and `inventory_id`: known glaciers, such as RGI. Their ids
 # are joined to the outlines, and the ice divides between them split connected ice.
 """
-
-
-def find_scenes(places: Sequence[str]) -> list[Path]:
-    """Image files from folders, globs and file names, sorted.
-
-    Raises:
-        InputError: a place holds no image.
-    """
-    found: list[Path] = []
-    for place in places:
-        path = Path(place)
-        if path.is_dir():
-            images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-        else:
-            images = [Path(name) for name in glob.glob(place, recursive=True)]  # noqa: PTH207
-        if not images:
-            raise InputError(
-                f"{place}: no scene found; expected a folder of {'/'.join(sorted(IMAGE_SUFFIXES))} "
-                "files, a glob in quotes, or a file"
-            )
-        found.extend(images)
-    return sorted(set(found))
 
 
 def _kept(path: Path, root: Path) -> str:

@@ -1,22 +1,17 @@
 """Opening a trained model for use, from the registry or from its folder."""
 
-# Imports little: who maps large scenes wants the memory for them.
-
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
-
-import mlflow
-from mlflow.exceptions import MlflowException
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError, ServiceError
 from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, Predictor
-from glacier_core.model.tracking import STORE_ERRORS, connect, tracking_uri
 
-# What MLflow answers where a name, version or alias does not exist, or cannot be one.
-_NO_SUCH_MODEL = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+_FETCH = "glacier_core.model.fetching"
 
 
 def open_model(project: Project, uri: str) -> tuple[str, Predictor]:
@@ -44,28 +39,23 @@ def open_model(project: Project, uri: str) -> tuple[str, Predictor]:
                 "registered: models:/NAME@ALIAS or models:/NAME/VERSION"
             )
         return uri, Predictor.load(folder, conf.device, conf.precision)
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    version = alias
-    try:
-        client = connect(project)
-        if at:
-            version = client.get_model_version_by_alias(name, alias).version
-        else:
-            name, _, version = name.partition("/")
-            client.get_model_version(name, version)
-        with tempfile.TemporaryDirectory() as place:
-            found = mlflow.artifacts.download_artifacts(
-                f"models:/{name}/{version}/artifacts", dst_path=place
-            )
-            predictor = Predictor.load(Path(found), conf.device, conf.precision)
-    except MlflowException as error:
-        if error.error_code in _NO_SUCH_MODEL:
-            raise InputError(
-                f"{uri}: no such model at {tracking_uri(project.root)} "
-                f"({str(error).splitlines()[0]}). `dvc repro` trains and registers one; a folder "
-                f"with a model will do, too (--model {project.run_folder / 'models'})."
-            ) from error
-        raise ServiceError(f"MLflow at {tracking_uri(project.root)}: {error}") from error
-    except STORE_ERRORS as error:
-        raise ServiceError(f"MLflow at {tracking_uri(project.root)}: {error}") from error
-    return f"models:/{name}/{version}", predictor
+    with tempfile.TemporaryDirectory() as place:
+        name = _fetched(project, uri, Path(place))
+        found = next(Path(place).rglob(DESCRIPTION), None)
+        if found is None:
+            raise InputError(f"{uri}: holds no {DESCRIPTION}; it is not a model of this pipeline")
+        return name, Predictor.load(found.parent, conf.device, conf.precision)
+
+
+def _fetched(project: Project, uri: str, place: Path) -> str:
+    # In a process of its own: MLflow takes a quarter of a gigabyte, which whoever maps a large
+    # scene wants for it.
+    done = subprocess.run(
+        # -P: from where this package lies, whatever lies in the working folder.
+        [sys.executable, "-P", "-m", _FETCH, str(project.root), uri, str(place)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return done.stdout.splitlines()[-1]
+    said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+    raise (InputError if done.returncode == 2 else ServiceError)(said[-1])

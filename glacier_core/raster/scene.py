@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,39 @@ from glacier_core.errors import InputError
 from glacier_core.raster.bands import ETM_STACK, QUALITY_BANDS, ZERO_IS_FILL, unseen_by_quality
 from glacier_core.raster.grid import Grid, Window
 
-# GDAL's own default is 5 % of the machine's memory, which would grow with the machine.
-_GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "2"}
+# GDAL's own default is 5 % of the machine's memory, which would grow with the machine. In bytes:
+# Rasterio does not take small numbers for megabytes, as GDAL does.
+_GDAL = {"GDAL_CACHEMAX": 64 * 2**20, "GDAL_NUM_THREADS": "2"}
 
 # Why a pixel was not seen, in `Scene.view`.
 NO_VALUE, COVERED = 1, 2
 
 _DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
+
+
+IMAGE_SUFFIXES = {".tif", ".tiff", ".vrt", ".img", ".jp2"}
+
+
+def find_scenes(places: Sequence[str]) -> list[Path]:
+    """Image files from folders, globs and file names, sorted.
+
+    Raises:
+        InputError: a place holds no image.
+    """
+    found: list[Path] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        else:
+            images = [Path(name) for name in glob.glob(place, recursive=True)]  # noqa: PTH207
+        if not images:
+            raise InputError(
+                f"{place}: no scene found; expected a folder of {'/'.join(sorted(IMAGE_SUFFIXES))} "
+                "files, a glob in quotes, or a file"
+            )
+        found.extend(images)
+    return sorted(set(found))
 
 
 def date_in(name: str) -> str | None:
