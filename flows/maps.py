@@ -17,7 +17,7 @@ from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.maps.mapping import find_jobs, map_scenes
 from glacier_core.maps.outlines import SUMMARY, outline_map
-from glacier_core.maps.report import write_report
+from glacier_core.maps.report.page import write_report
 
 
 @task(

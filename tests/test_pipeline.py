@@ -98,10 +98,8 @@ def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
     ("change", "expected"),
     [
         ({"train": {"learning_rate": 0.001}}, {"train", "evaluate", "register", *MAPPING}),
-        (
-            {"outlines": {"correlation_m": 200}},
-            {"outlines@LE07_SIM03_20101106", "report@LE07_SIM03_20101106"},
-        ),
+        # After two epochs, the network finds no glacier: an outline drawn anew is the same.
+        ({"outlines": {"correlation_m": 200}}, {"outlines@LE07_SIM03_20101106"}),
         # The threshold drops no slice here: what was made from equal slices stays as it is.
         ({"postprocess": {"min_valid_fraction": 0.101}}, {"postprocess"}),
         ({"evaluate": {"examples": 2}}, {"evaluate"}),

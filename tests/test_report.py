@@ -34,12 +34,12 @@ from small_map import (
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError
-from glacier_core.maps import pictures
-from glacier_core.maps.report import write_report
-from glacier_core.maps.report_frame import LONGEST_EDGE, Frame
-from glacier_core.maps.report_inputs import areas_of_classes
-from glacier_core.maps.report_tables import glacier_columns, glacier_source
-from glacier_core.maps.report_words import error, km2, percent, signed
+from glacier_core.maps.report import pictures
+from glacier_core.maps.report.frame import LONGEST_EDGE, Frame
+from glacier_core.maps.report.inputs import areas_of_classes
+from glacier_core.maps.report.page import write_report
+from glacier_core.maps.report.tables import glacier_columns, glacier_source
+from glacier_core.maps.report.words import error, km2, percent, signed
 from glacier_core.maps.scenemap import SceneMap
 from glacier_core.raster.grid import Grid
 

@@ -173,7 +173,7 @@ def change(
     Only pixels that were seen at both dates count. Writes OUT/change.csv, change.gpkg (glaciers,
     and where ice came and went), change.json and figures.
     """
-    from glacier_core.maps.change import compare
+    from glacier_core.maps.change.comparing import compare
 
     if (after is None) == (not against):
         raise InputError("glacier change: give a second map, or --against an inventory")
@@ -212,7 +212,7 @@ def report(
     Image, classes, probabilities and outlines to switch on and off, to pan and zoom; the table of
     glaciers, their hypsometry, and warnings. With --change, also what came and went.
     """
-    from glacier_core.maps.report import write_report
+    from glacier_core.maps.report.page import write_report
 
     click.echo(write_report(project, map_folder, out, outlines_folder, change_folder))
 

@@ -15,17 +15,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from glacier_core.config import Project
 from glacier_core.files import whole_file
-from glacier_core.maps.pictures import Layer, map_layers, move_layers, quick_look
-from glacier_core.maps.report_frame import Frame
-from glacier_core.maps.report_inputs import Change, Outlines
-from glacier_core.maps.report_plots import OUTLINE, draw_hypsometry, draw_map
-from glacier_core.maps.report_tables import (
+from glacier_core.maps.report.frame import Frame
+from glacier_core.maps.report.inputs import Change, Outlines
+from glacier_core.maps.report.pictures import Layer, map_layers, move_layers, quick_look
+from glacier_core.maps.report.plots import OUTLINE, draw_hypsometry, draw_map
+from glacier_core.maps.report.tables import (
     change_columns,
     draw_table,
     glacier_columns,
     glacier_source,
 )
-from glacier_core.maps.report_words import (
+from glacier_core.maps.report.words import (
     change_rows,
     error,
     figures,
@@ -125,14 +125,14 @@ def _same_each_time(text: str) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("glacier_core", "maps"),
+        loader=PackageLoader("glacier_core", "maps/report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"km2": km2, "signed": signed, "error": error}
-    return environment.get_template("report.html")
+    return environment.get_template("page.html")
 
 
 def _plots(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import rasterio.warp
-from rasterio.enums import Resampling
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import whole_folder, write_json
-from glacier_core.labels.burning import Burner
-from glacier_core.labels.inventory import outlines_for
-from glacier_core.maps import change_figures
 from glacier_core.maps.attributes import BIN_M, METHODS, Faces, border_errors
+from glacier_core.maps.change import figures
+from glacier_core.maps.change.sides import Side, in_order, map_side, with_inventory
 from glacier_core.maps.coverage import trace
 from glacier_core.maps.glaciers import (
     Glaciers,
@@ -61,21 +57,6 @@ _METHODS = {
 }
 
 Km2 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two dates.
-
-    Attributes:
-        name: scene, or the inventory's files.
-        day: None where it is not known.
-        classes: class numbers (height, width) on the common grid, `UNSEEN` where nothing is known.
-    """
-
-    name: str
-    day: datetime.date | None
-    classes: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -130,11 +111,11 @@ def compare(
     grid, ice = reference.grid, reference.about.ice
     grid.check_located(reference.raster("classes"))
     sides = (
-        _with_inventory(reference, against, date)
+        with_inventory(reference, against, date)
         if after is None
-        else (_side(SceneMap(before), reference), _side(reference, reference))
+        else (map_side(SceneMap(before), reference), map_side(reference, reference))
     )
-    first, second = _in_order(*sides)
+    first, second = in_order(*sides)
     params = project.params.outlines
     smoothed = [without_specks(side.classes, params.min_part_pixels) for side in (first, second)]
     both = (smoothed[0] != UNSEEN) & (smoothed[1] != UNSEEN)
@@ -165,7 +146,7 @@ def compare(
         if heights is not None:
             heights.to_csv(folder / "hypsometry.csv", index=False, float_format="%.6f")
         (folder / "figures").mkdir()
-        change_figures.draw(folder / "figures", sums, table, heights, moves.codes, both)
+        figures.draw(folder / "figures", sums, table, heights, moves.codes, both)
     total = sums["total"]
     rate = "" if years is None else f", {total['change'] / years:+.2f} km² a year"
     return (
@@ -173,78 +154,6 @@ def compare(
         f"{total['change']:+.2f} ± {total['err']:.2f}{rate}; "
         f"{100 * sums['seen_share']:.0f} % of the ground seen at both dates"
     )
-
-
-def _side(scene_map: SceneMap, reference: SceneMap) -> Side:
-    about = scene_map.about
-    if about.classes != reference.about.classes:
-        raise InputError(
-            f"{scene_map.folder}: tells {', '.join(about.classes)} apart, but {reference.folder} "
-            f"{', '.join(reference.about.classes)}; maps of the same classes can be compared"
-        )
-    classes = scene_map.read("classes")
-    grid = scene_map.grid
-    if grid != reference.grid:
-        grid.check_located(scene_map.raster("classes"))
-        classes = _on_grid(classes, grid, reference.grid)
-    return Side(about.scene, about.day, classes)
-
-
-def _on_grid(classes: npt.NDArray[np.uint8], source: Grid, target: Grid) -> npt.NDArray[np.uint8]:
-    """Class numbers on another grid, each pixel that of the nearest."""
-    out = np.full((target.height, target.width), UNSEEN, dtype=np.uint8)
-    rasterio.warp.reproject(
-        classes,
-        out,
-        src_transform=source.transform,
-        src_crs=source.crs.to_wkt(),
-        src_nodata=UNSEEN,
-        dst_transform=target.transform,
-        dst_crs=target.crs.to_wkt(),
-        dst_nodata=UNSEEN,
-        resampling=Resampling.nearest,
-    )
-    return out
-
-
-def _with_inventory(
-    scene_map: SceneMap, against: Mapping[str, Path], date: str | None
-) -> tuple[Side, Side]:
-    grid, ice = scene_map.grid, scene_map.about.ice
-    unknown = sorted(set(against) - set(ice))
-    if unknown:
-        raise InputError(
-            f"--against: {', '.join(unknown)}: no class of the map, which has {', '.join(ice)}"
-        )
-    classes = np.zeros((grid.height, grid.width), dtype=np.uint8)
-    for number, name in enumerate(ice, start=1):
-        if name in against:
-            found = outlines_for(against[name], grid, year_field=None, scene_year=None, tolerance=0)
-            classes[Burner(found.polygons, grid).burn(grid.window) == 1] = number
-    if not classes.any():
-        raise InputError(
-            f"{', '.join(map(str, against.values()))}: no outline lies on {scene_map.folder}; "
-            "nothing can be compared"
-        )
-    if len(against) < len(ice):
-        logger.warning(
-            "the inventory tells of %s alone: change between classes means nothing",
-            ", ".join(against),
-        )
-    day = datetime.date.fromisoformat(date) if date else None
-    name = " + ".join(Path(path).name for path in against.values())
-    own = _side(scene_map, scene_map)
-    earlier = day is None or own.day is None or day <= own.day
-    theirs = Side(name, day, classes)
-    return (theirs, own) if earlier else (own, theirs)
-
-
-def _in_order(first: Side, second: Side) -> tuple[Side, Side]:
-    if first.day and second.day and first.day > second.day:
-        raise InputError(
-            f"{first.name} is of {first.day}, {second.name} of {second.day}: give the earlier first"
-        )
-    return first, second
 
 
 def _years(first: Side, second: Side) -> float | None:

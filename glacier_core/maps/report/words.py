@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from glacier_core.maps.report_frame import Frame
-from glacier_core.maps.report_inputs import Change, Outlines, areas_of_classes
+from glacier_core.maps.report.frame import Frame
+from glacier_core.maps.report.inputs import Change, Outlines, areas_of_classes
 from glacier_core.maps.scenemap import About, SceneMap
 from glacier_core.maps.styles import colour_of, in_words
 

@@ -26,8 +26,8 @@ from bokeh.models.annotations import ScaleBar
 from bokeh.models.annotations.dimensional import MetricLength
 from bokeh.plotting import figure
 
-from glacier_core.maps.pictures import Layer
-from glacier_core.maps.report_frame import Frame
+from glacier_core.maps.report.frame import Frame
+from glacier_core.maps.report.pictures import Layer
 from glacier_core.maps.styles import colour_of, in_words
 
 INK = "#1f2a37"

@@ -17,7 +17,7 @@ from bokeh.models.widgets.tables import DataTable, NumberFormatter, StringFormat
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
-from glacier_core.maps.report_frame import Frame
+from glacier_core.maps.report.frame import Frame
 from glacier_core.maps.styles import in_words
 
 # Numbers in the page for all outlines together: 1.2 MB as text.

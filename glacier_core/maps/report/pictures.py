@@ -22,7 +22,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
 from glacier_core.errors import InputError
-from glacier_core.maps.report_frame import Frame
+from glacier_core.maps.report.frame import Frame
 from glacier_core.maps.scenemap import UNSEEN, SceneMap
 from glacier_core.maps.styles import colour_of, in_words
 from glacier_core.model.figures import composite

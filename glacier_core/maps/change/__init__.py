@@ -1,0 +1,1 @@
+"""Change between two dates: `comparing` two `sides`."""
