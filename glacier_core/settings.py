@@ -28,7 +28,8 @@ Count = Annotated[int, Field(ge=1)]
 # Names become parts of file names, of commands that DVC gives to a shell, of keys that it looks
 # up, and of metrics.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-_RESERVED = {BACKGROUND, "all", "protocol", "ignore"}
+# Words of our own: labels, keys of metrics, columns of glaciers.
+_RESERVED = {BACKGROUND, *"all protocol ignore area gap open change gain loss err".split()}
 _PLACE = r"[A-Za-z0-9_][A-Za-z0-9_./-]*"
 
 

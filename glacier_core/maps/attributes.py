@@ -201,15 +201,17 @@ def _probable_errors(
     where = np.concatenate([at, around])
     glacier = np.concatenate([of, owner - 1])
     area = np.concatenate([areas, np.full(around.size, pixel_km2)])
-    # Errors are alike within a circle of the correlation's range: so many pixels err as one.
-    alike = max(1.0, np.pi * correlation_m**2 / (pixel_km2 * 1e6))
+    # So many pixels err as one: a fifth of the circle of the correlation's range, for a spherical
+    # variogram (Rolstad et al. 2009, Journal of Glaciology 55, equation 8).
+    alike = max(1.0, np.pi * correlation_m**2 / 5 / (pixel_km2 * 1e6))
 
     def deviation(p: Floats) -> Floats:
         own = np.sqrt(p * (1 - p)) * area
         # At worst all pixels of a glacier err as one.
         together: Floats = np.bincount(glacier, weights=own, minlength=count).astype(np.float64)
-        variance = np.bincount(glacier, weights=own**2, minlength=count)
-        return np.minimum(np.sqrt(variance * alike), together)
+        alone = np.sqrt(np.bincount(glacier, weights=own**2, minlength=count) * alike)
+        smaller: Floats = np.minimum(alone, together)
+        return smaller
 
     stored = scene_map.read("probabilities")
     by_class = [layer.ravel()[where] / 255 for layer in stored]

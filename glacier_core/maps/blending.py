@@ -56,7 +56,9 @@ class Blend:
 
     @cached_property
     def _size(self) -> int:
-        return -(-self.window // self.multiple) * self.multiple
+        # Room for a step beside the overlap, also where the window is no larger than `multiple`.
+        size = max(self.window, self.overlap + self.multiple)
+        return -(-size // self.multiple) * self.multiple
 
     @property
     def shared(self) -> int:
@@ -74,8 +76,12 @@ class Blend:
 
     @property
     def padding(self) -> int:
-        """Reflected pixels outside of the scene, so that its own have full weight."""
-        return -(-(self.margin + self._ramp) // self.multiple) * self.multiple
+        """Reflected pixels outside of the scene.
+
+        With no fewer than margin and ramp, the scene's own have full weight; with just as many as
+        windows share, these end at multiples of `step`, where the tiles of the file end too.
+        """
+        return self.shared
 
     @cached_property
     def parts(self) -> list[Part]:

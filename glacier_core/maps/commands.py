@@ -132,6 +132,11 @@ def outlines(
     """
     from glacier_core.maps.outlines import outline_map
 
+    twice = {folder.name for folder in maps if sum(f.name == folder.name for f in maps) > 1}
+    if twice:
+        raise InputError(
+            f"{', '.join(sorted(twice))}: given twice; outline maps of one name into different folders"
+        )
     for folder in maps:
         done = outline_map(
             project, folder, out, inventory=inventory, inventory_id=inventory_id, also=also

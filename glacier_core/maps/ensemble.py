@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +24,9 @@ class Ensemble:
         classes: names by class number.
         multiple: window sizes that this divides fit all of them.
         members: predictions that are averaged.
+        trainings: fingerprint of the training of each model.
+        fingerprints: of what each model is, its weights too: those of one training differ from
+            epoch to epoch.
     """
 
     def __init__(self, models: Sequence[tuple[str, Predictor]], *, symmetries: bool) -> None:
@@ -44,6 +49,7 @@ class Ensemble:
         self.symmetries = symmetries
         self.members = len(models) * (8 if symmetries else 1)
         self.trainings = [description.training for description in descriptions]
+        self.fingerprints = [_fingerprint(predictor) for predictor in self.predictors]
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> tuple[Probabilities, Probabilities]:
         """Mean and mean square of the members' probabilities.
@@ -80,3 +86,10 @@ class Ensemble:
         mean /= self.members
         square /= self.members
         return mean, square
+
+
+def _fingerprint(predictor: Predictor) -> str:
+    digest = hashlib.sha256(json.dumps(predictor.description.to_json(), sort_keys=True).encode())
+    for name, values in sorted(predictor.model.state_dict().items()):
+        digest.update(name.encode() + values.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -88,7 +88,10 @@ class Inventory:
         known_ids = pd.Series([name for name in ids if name is not None], dtype=object)
         twice = sorted(set(known_ids[known_ids.duplicated()]))
         if twice:
-            raise InputError(f"{path}: {column} {', '.join(twice[:5])} stands more than once")
+            raise InputError(
+                f"{path}: {column} {', '.join(twice[:5])} stands more than once near the scene. "
+                "Keep one outline of each glacier."
+            )
         if not ids:
             logger.warning("%s: no glacier of it lies on the scene; outlines get no ids", path)
         return cls(path, polygons, ids)
@@ -286,7 +289,7 @@ def nearest_fringe(
         width: pixels.
 
     Returns:
-        Flat positions in order, and a glacier's number for each.
+        Flat positions, the nearer first, and a glacier's number for each.
     """
     rows, cols = numbers.shape
     found: list[npt.NDArray[np.int64]] = []

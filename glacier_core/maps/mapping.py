@@ -7,11 +7,12 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import rasterio
+
 from glacier_core.config import Project
-from glacier_core.configure import find_scenes
 from glacier_core.errors import InputError
 from glacier_core.files import whole_folder, write_json
 from glacier_core.maps.ensemble import Ensemble
@@ -25,13 +26,9 @@ from glacier_core.maps.scenemap import (
 from glacier_core.maps.styles import write_class_style
 from glacier_core.maps.sweep import Statistics, Sweep, layers
 from glacier_core.model.opening import open_model
-from glacier_core.raster.scene import Scene, date_in
+from glacier_core.raster.scene import Scene, date_in, find_scenes
 
 logger = logging.getLogger(__name__)
-
-_READ_ROWS = 128
-# Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
-_SNOW_INDEX = 0.4
 
 
 @dataclass(frozen=True)
@@ -142,15 +139,22 @@ def _check_bands(scene: Scene, ensemble: Ensemble) -> None:
         )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path) -> list[str]:
+    """Of all files that the scene consists of: a VRT's own sources too."""
+    with rasterio.open(path) as dataset:
+        # Whoever looks at a scene may leave these beside it.
+        names = [name for name in dataset.files if not name.endswith((".ovr", ".aux.xml"))]
+    digests = []
+    for part in filter(Path.is_file, map(Path, names)):
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
 
 
-def _key(digest: str, job: Job, project: Project, ensemble: Ensemble) -> str:
+def _key(digest: list[str], job: Job, project: Project, ensemble: Ensemble) -> str:
     made_of = {
         "scene": [digest, job.name, job.bands, job.date],
-        "models": ensemble.trainings,
+        "models": ensemble.fingerprints,
         "names": ensemble.names,
         "symmetries": ensemble.symmetries,
         "map": project.params.map.model_dump(),
@@ -160,13 +164,14 @@ def _key(digest: str, job: Job, project: Project, ensemble: Ensemble) -> str:
 
 def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, again: bool) -> Path:
     folder = out / job.name
-    with ThreadPoolExecutor(3) as threads:
-        digest = threads.submit(_digest, job.path)
-        if (folder / ABOUT).exists() and not again:
-            key = _key(digest.result(), job, project, ensemble)
-            if SceneMap(folder).about.key == key:
-                logger.info("%s: mapped already, as %s", job.name, folder)
-                return folder
+    known = None if again else _known(folder)
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(_digest, job.path)
+        if known is not None and known.key == _key(digest.result(), job, project, ensemble):
+            logger.info("%s: mapped already, as %s", job.name, folder)
+            if known.source != job.source:
+                write_json(folder / ABOUT, replace(known, source=job.source).to_json())
+            return folder
         with (
             Scene(job.path, job.bands, must_be_located=False) as scene,
             whole_folder(folder) as beside,
@@ -176,8 +181,10 @@ def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, aga
                 f"class_{i}": name for i, name in enumerate(ensemble.classes)
             }
             with MapRasters(beside, scene.grid, kinds, tags) as rasters:
-                sweep = Sweep(project.params.map, scene, ensemble, rasters, job.name, threads)
-                sweep.go()
+                # Whatever happens, the threads end before the files are closed under them.
+                with ThreadPoolExecutor(2) as threads:
+                    sweep = Sweep(project.params.map, scene, ensemble, rasters, job.name, threads)
+                    sweep.go()
                 rasters.finish()
             write_class_style(beside / f"{job.name}_classes.qml", ensemble.classes)
             about = _about(
@@ -187,6 +194,17 @@ def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, aga
             write_json(beside / ABOUT, about.to_json())
     logger.info("%s: %.0f %% seen, %s", job.name, 100 * about.seen, folder)
     return folder
+
+
+def _known(folder: Path) -> About | None:
+    """What the map in a folder says of itself; None where there is none, or half of one."""
+    found = SceneMap(folder)
+    try:
+        about = found.about
+    except InputError:
+        return None
+    kinds = ("classes", "probabilities", "confidence")
+    return about if all(found.raster(kind).exists() for kind in kinds) else None
 
 
 def _about(job: Job, ensemble: Ensemble, found: Statistics, pixels: int, key: str) -> About:

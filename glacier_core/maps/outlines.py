@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +13,11 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyogrio
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import Transformer
 
 from glacier_core.config import Project
-from glacier_core.errors import InputError, StorageError
+from glacier_core.errors import InputError
 from glacier_core.files import whole_folder, write_json
 from glacier_core.maps.attributes import (
     METHODS,
@@ -41,16 +37,13 @@ from glacier_core.maps.glaciers import (
     without_specks,
 )
 from glacier_core.maps.scenemap import UNSEEN, About, SceneMap
-from glacier_core.maps.styles import class_polygon_style, embed_styles, glacier_style
+from glacier_core.maps.styles import class_polygon_style, glacier_style
+from glacier_core.maps.vectors import multipolygons, write_also, write_layers
 from glacier_core.raster.grid import Grid
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "outlines.json"
-_NO_DATE = "2000-01-01"
-# Of names and of texts, shapefiles keep so many letters.
-_NAME_LETTERS, _TEXT_LETTERS = 10, 254
-_SHORT = {"err_buffer_km2": "err_buffer", "err_prob_km2": "err_prob"}
 
 
 @dataclass(frozen=True)
@@ -118,16 +111,19 @@ def outline_map(
     shapes = _dissolved(parts.geometry.values, faces.glacier_of(coverage.labels), glaciers.count)
     table = _glacier_table(about, glaciers, measured, errors, shapes, grid)
     class_table = _class_table(about, parts, table, measured, coverage, faces)
+    styles = {"glaciers": glacier_style(), "classes": class_polygon_style(about.ice)}
     with whole_folder(folder) as beside:
         write_layers(
             beside / f"{about.scene}_glaciers.gpkg",
             {"glaciers": table, "classes": class_table},
-            {"glaciers": glacier_style(), "classes": class_polygon_style(about.ice)},
+            styles,
             about.date,
         )
         for name, frame in (("glaciers", table), ("classes", class_table)):
+            # The same style for the other formats: QGIS looks for it beside a file of this name.
+            (beside / f"{about.scene}_{name}.qml").write_text(styles[name], encoding="utf-8")
             frame.to_parquet(beside / f"{about.scene}_{name}.parquet", compression="zstd")
-            _write_also(frame, beside / f"{about.scene}_{name}", also, about.date)
+            write_also(frame, beside / f"{about.scene}_{name}", also, about.date)
         if measured.hypsometry is not None:
             _write_hypsometry(beside / f"{about.scene}_hypsometry.csv", about.ice, measured)
         summary = _sums(about, glaciers, measured, errors, known)
@@ -261,106 +257,6 @@ def _class_table(
         "confidence": measured.class_confidence[of, kind].round(4),
     }
     return multipolygons(gpd.GeoDataFrame(records, geometry=parts.geometry.values, crs=parts.crs))
-
-
-def multipolygons(frame: Any) -> Any:
-    """One kind of geometry, and texts that are known as such where there are none: as every format
-    and every reader wants it."""
-    shapes = np.asarray(frame.geometry.values, dtype=object)
-    single = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
-    shapes[single] = [shapely.MultiPolygon([one]) for one in shapes[single]]
-    texts = frame.columns[frame.dtypes == object]
-    return frame.set_geometry(gpd.GeoSeries(shapes, crs=frame.crs)).astype(
-        dict.fromkeys(texts, "string")
-    )
-
-
-@contextmanager
-def _dated(stamp: str) -> Iterator[None]:
-    # A GeoPackage holds the time when it was written; the same map is to give the same bytes.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": stamp})
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (DataSourceError, DataLayerError, sqlite3.Error) as error:
-        raise StorageError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}). Is there room left on the "
-            "disk? Nothing half-written was kept; run the same command again."
-        ) from error
-
-
-def write_layers(
-    path: Path, layers: Mapping[str, Any], styles: Mapping[str, str], date: str | None
-) -> None:
-    """Write a GeoPackage with the styles that QGIS takes up, also of tables without a row.
-
-    Args:
-        path: to write.
-        layers: multipolygons by name.
-        styles: QML by layer.
-        date: ISO date that the file says it is of.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    stamp = f"{date or _NO_DATE}T00:00:00.000Z"
-    with _explained(path), _dated(stamp):
-        for name, frame in layers.items():
-            pyogrio.write_dataframe(
-                frame, path, layer=name, driver="GPKG", geometry_type="MultiPolygon",
-                layer_options={"GEOMETRY_NAME": "geom"},
-            )  # fmt: skip
-        embed_styles(path, styles, stamp)
-
-
-def _write_also(frame: Any, path: Path, formats: Sequence[str], date: str | None) -> None:
-    if "geojson" in formats:
-        # Longitude and latitude, as RFC 7946 wants it.
-        _write_checked(
-            frame.to_crs(4326), path.with_suffix(".geojson"), driver="GeoJSON",
-            geometry_type="MultiPolygon", layer_options={"RFC7946": "YES"},
-        )  # fmt: skip
-    if "shapefile" in formats:
-        _write_checked(
-            _shortened(frame), path.with_suffix(".shp"), driver="ESRI Shapefile",
-            geometry_type="Polygon", layer_options={"DBF_DATE_LAST_UPDATE": date or _NO_DATE},
-        )  # fmt: skip
-
-
-def _write_checked(frame: Any, path: Path, **options: Any) -> None:
-    with _explained(path):
-        pyogrio.write_dataframe(frame, path, **options)
-        # GDAL says nothing of what goes wrong while a file is closed.
-        back = pyogrio.read_dataframe(path, columns=[])
-        if len(back) < len(frame) or back.geometry.isna().any():
-            raise DataSourceError("the file is shorter than what was written to it")
-
-
-def _shortened(frame: Any) -> Any:
-    """A table with names and texts that a shapefile keeps whole."""
-    frame = frame.rename(columns=_SHORT)
-    names = {name: name for name in frame.columns if len(name) <= _NAME_LETTERS}
-    for column in frame.columns.drop(list(names)):
-        # The class loses letters, but not what is said of it.
-        head, _, tail = column.replace("share", "shr").rpartition("_")
-        name, number = "", 1
-        while not name or name in names.values():
-            stem = head[: _NAME_LETTERS - len(f"_{tail}")]
-            if number > 1:
-                stem = f"{stem[: -len(str(number))]}{number}"
-            name, number = f"{stem.rstrip('_')}_{tail}", number + 1
-        names[column] = name
-    short = frame.rename(columns=names)
-    for column in short.columns[short.dtypes == "string"]:
-        short[column] = short[column].str.slice(0, _TEXT_LETTERS)
-    return short
 
 
 def _write_hypsometry(path: Path, ice: Sequence[str], measured: Measures) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class MapRasters:
     layers: Sequence[Layer]
     tags: Mapping[str, str]
     _open: dict[str, Any] = field(default_factory=dict)
+    _sums: dict[str, list[int]] = field(default_factory=dict)
 
     def _plain(self, layer: Layer) -> Path:
         return self.folder / f"{layer.name}.plain.tif"
@@ -136,7 +138,7 @@ class MapRasters:
         """Write rows of every layer.
 
         Args:
-            row: the first one.
+            row: the first one; that after the last one of the call before.
             values: by layer, (bands, rows, width).
             seen: (rows, width).
         """
@@ -144,10 +146,13 @@ class MapRasters:
         window = rasterio.windows.Window(0, row, width, height)
         for layer in self.layers:
             dataset = self._open[layer.name]
-            with _explained(self._plain(layer)), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            # Masks in files of their own: where there is no room for one inside, GDAL crashes.
+            with _explained(self._plain(layer)), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
                 dataset.write(values[layer.name], window=window)
                 if layer.nodata is None:
                     dataset.write_mask(seen, window=window)
+            mask = None if layer.nodata is not None else seen.astype(np.uint8) * 255
+            self._sums[layer.name] = _sums(values[layer.name], mask, self._sums.get(layer.name))
 
     def finish(self) -> None:
         """Close the plain files and lay out the final ones."""
@@ -155,7 +160,6 @@ class MapRasters:
             plain, final = self._plain(layer), self.folder / f"{layer.name}.tif"
             with _explained(final):
                 self._open.pop(layer.name).close()
-                self._check_complete(layer)
                 rasterio.shutil.copy(
                     plain,
                     final,
@@ -166,13 +170,22 @@ class MapRasters:
                     overview_resampling="MODE" if layer.scale is None else "AVERAGE",
                     num_threads=2,
                 )
+                self._check(layer, final)
             plain.unlink()
+            plain.with_name(f"{plain.name}.msk").unlink(missing_ok=True)
 
-    def _check_complete(self, layer: Layer) -> None:
-        # GDAL only prints what goes wrong while a file is closed.
-        tiles = -(-self.grid.height // _BLOCK) * -(-self.grid.width // _BLOCK)
-        if self._plain(layer).stat().st_size < tiles * _BLOCK**2 * layer.pixel_bytes:
-            raise RasterioError("the file is shorter than what was written to it")
+    def _check(self, layer: Layer, path: Path) -> None:
+        # GDAL only prints what goes wrong while a file is closed: a disk that fills up then would
+        # leave a map without its last tiles.
+        sums: list[int] | None = None
+        with rasterio.open(path) as dataset:
+            for row in range(0, self.grid.height, _BLOCK):
+                height = min(_BLOCK, self.grid.height - row)
+                window = rasterio.windows.Window(0, row, self.grid.width, height)
+                mask = None if layer.nodata is not None else dataset.read_masks(1, window=window)
+                sums = _sums(dataset.read(window=window), mask, sums)
+        if sums != self._sums[layer.name]:
+            raise RasterioError("the file does not hold what was written to it")
 
     def __exit__(
         self,
@@ -182,6 +195,19 @@ class MapRasters:
     ) -> None:
         while self._open:
             self._open.popitem()[1].close()
+
+
+def _sums(
+    values: npt.NDArray[np.generic],
+    mask: npt.NDArray[np.uint8] | None,
+    before: Sequence[int] | None,
+) -> list[int]:
+    """CRC of each band and of the mask, going on from those of the rows before."""
+    layers = [*values] if mask is None else [*values, mask]
+    return [
+        zlib.crc32(np.ascontiguousarray(layer).data, start)
+        for layer, start in zip(layers, before or [0] * len(layers), strict=True)
+    ]
 
 
 def _rgba(colour: str) -> tuple[int, int, int, int]:

@@ -98,7 +98,11 @@ class About:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> About:
         channels = {name: ChannelCheck(**value) for name, value in content["channels"].items()}
-        return cls(**{**content, "channels": channels})
+        about = cls(**{**content, "channels": channels})
+        if not all(isinstance(names, list) and names for names in (about.classes, about.models)):
+            raise ValueError("classes and models must be lists of names")
+        _ = about.day  # a date that is none is found here
+        return about
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ class SceneMap:
             return About.from_json(json.loads(path.read_text()))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: no such file; run `glacier map` first") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: is damaged ({error}); run `glacier map` again") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: is damaged ({error}); run `glacier map --again`") from None
 
     def raster(self, kind: str) -> Path:
         """Path of `classes`, `probabilities`, `confidence` or `uncertainty`."""
@@ -141,7 +145,7 @@ class SceneMap:
             return rasterio.open(path)
         except RasterioError as error:
             raise InputError(
-                f"{path}: cannot be opened ({error}); run `glacier map` again"
+                f"{path}: cannot be opened ({error}); run `glacier map --again`"
             ) from None
 
     def elevation(self, window: Window) -> npt.NDArray[np.float32]:
@@ -167,6 +171,17 @@ class SceneMap:
                 stack: npt.NDArray[Any] = dataset.read(window=part)
             except RasterioError as error:
                 raise InputError(
-                    f"{self.raster(kind)}: damaged ({error}); run `glacier map` again"
+                    f"{self.raster(kind)}: damaged ({error}); run `glacier map --again`"
                 ) from None
+        asked = window or self.grid.window
+        if stack.shape[1:] != (asked.height, asked.width):
+            raise InputError(
+                f"{self.raster(kind)}: has not the {asked.height} x {asked.width} pixels of the "
+                "class raster; run `glacier map --again`"
+            )
+        if kind == "classes" and ((stack >= len(self.about.classes)) & (stack != UNSEEN)).any():
+            raise InputError(
+                f"{self.raster(kind)}: holds class {stack[stack != UNSEEN].max()}, but {ABOUT} "
+                f"names {len(self.about.classes)} classes; run `glacier map --again`"
+            )
         return stack if kind == "probabilities" else stack[0]

@@ -20,7 +20,9 @@ from glacier_core.raster.grid import Window
 from glacier_core.raster.scene import COVERED, NO_VALUE, Scene
 from glacier_core.settings import MapParams
 
-_READ_ROWS = 128
+# A row of tiles of most files, so that each is decoded once.
+_READ_ROWS = 256
+_WRITE_ROWS = 128
 # Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
 _SNOW_INDEX = 0.4
 
@@ -199,7 +201,7 @@ class Sweep:
         done = slice(first - strip.start, last - strip.start)
         blended = self.blended[:, :, done].copy()
         seen = strip.unseen[done] == 0
-        not_ice = seen & (blended[0].argmax(axis=0) == 0)
+        not_ice = seen & (blended[0, 0] >= blended[0, 1:].max(axis=0))
         self.statistics.add_snow(strip.values[:, done], not_ice)
         if following is not None:
             shift = max(following.start, 0) - strip.start
@@ -216,8 +218,19 @@ class Sweep:
         seen: npt.NDArray[np.bool_],
         height: npt.NDArray[np.int16] | None,
     ) -> None:
-        if seen.size == 0:
-            return
+        # Few rows at a time: what is computed on the way takes memory too.
+        for start in range(0, len(seen), _WRITE_ROWS):
+            part = slice(start, start + _WRITE_ROWS)
+            rows = None if height is None else height[part]
+            self._write_rows(row + start, blended[:, :, part], seen[part], rows)
+
+    def _write_rows(
+        self,
+        row: int,
+        blended: Probabilities,
+        seen: npt.NDArray[np.bool_],
+        height: npt.NDArray[np.int16] | None,
+    ) -> None:
         mean = blended[0]
         classes = mean.argmax(axis=0).astype(np.uint8)
         values: dict[str, npt.NDArray[Any]] = {

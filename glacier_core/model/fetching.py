@@ -61,5 +61,5 @@ if __name__ == "__main__":
     try:
         print(fetch(Project(Path(root)), wanted, Path(target)))
     except (InputError, ServiceError) as failure:
-        print(failure, file=sys.stderr)
+        print(" ".join(str(failure).split()), file=sys.stderr)  # one line, whatever MLflow said
         sys.exit(2 if isinstance(failure, InputError) else 1)

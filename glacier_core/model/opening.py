@@ -23,7 +23,7 @@ def open_model(project: Project, uri: str) -> tuple[str, Predictor]:
             and `model.json`.
 
     Returns:
-        Name (`models:/name/version`, or the folder) and predictor. Weights and description alone
+        Name (`models:/name/version`, or folder and fingerprint) and predictor. Weights and description alone
         are read: no code or pickle that the registry holds is run.
 
     Raises:
@@ -38,13 +38,18 @@ def open_model(project: Project, uri: str) -> tuple[str, Predictor]:
                 f"{uri}: no such folder; a model is a folder with {WEIGHTS} and {DESCRIPTION}, or "
                 "registered: models:/NAME@ALIAS or models:/NAME/VERSION"
             )
-        return uri, Predictor.load(folder, conf.device, conf.precision)
+        predictor = Predictor.load(folder, conf.device, conf.precision)
+        return f"{uri} (training {predictor.description.training[:8]})", predictor
     with tempfile.TemporaryDirectory() as place:
         name = _fetched(project, uri, Path(place))
         found = next(Path(place).rglob(DESCRIPTION), None)
         if found is None:
             raise InputError(f"{uri}: holds no {DESCRIPTION}; it is not a model of this pipeline")
-        return name, Predictor.load(found.parent, conf.device, conf.precision)
+        try:
+            return name, Predictor.load(found.parent, conf.device, conf.precision)
+        except InputError as error:
+            # The folder that it names is gone by then.
+            raise InputError(f"{name}: is no whole model ({error}); register it anew") from error
 
 
 def _fetched(project: Project, uri: str, place: Path) -> str:

@@ -30,12 +30,11 @@ from glacier_core.maps.glaciers import (
 from glacier_core.maps.outlines import (
     centres,
     glims_ids,
-    multipolygons,
     read_inventory,
-    write_layers,
 )
 from glacier_core.maps.scenemap import UNSEEN, SceneMap
 from glacier_core.maps.styles import glacier_style, value_style
+from glacier_core.maps.vectors import multipolygons, write_layers
 from glacier_core.raster.grid import Grid
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,9 @@ def _count(
     cells = glaciers.count * len(ice)
     areas = pixel_areas_at(grid, there)
     km2: Km2 = np.bincount(cell, weights=areas, minlength=cells).astype(np.float64)
-    return _Counted(km2.reshape(glaciers.count, len(ice)), errors.glacier, errors.by_class)
+    by_glacier = km2.reshape(glaciers.count, len(ice))
+    errors = errors.within(by_glacier)
+    return _Counted(by_glacier, errors.glacier, errors.by_class)
 
 
 @dataclass(frozen=True)
