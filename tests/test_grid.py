@@ -164,15 +164,15 @@ def test_pixel_areas_are_those_of_the_ellipsoid(grid: Grid) -> None:
     assert areas.shape == (window.height, window.width)
     for row, col in [(0, 0), (areas.shape[0] // 3, areas.shape[1] // 2), (-1, -1)]:
         at = range(window.row, grid.height)[row], range(window.col, grid.width)[col]
-        assert areas[row, col] == pytest.approx(on_the_ellipsoid(grid, *at), rel=1e-4 if grid.crs.to_epsg() == 3857 else 2e-6)
+        assert areas[row, col] == pytest.approx(
+            on_the_ellipsoid(grid, *at), rel=1e-4 if grid.crs.to_epsg() == 3857 else 2e-6
+        )
 
 
 def test_a_window_has_the_areas_of_its_place() -> None:
     grid = Grid(600, 900, north_up(200_010, 3_100_020), CRS.from_epsg(32645))
     part = Window(100, 700, 50, 60)
-    np.testing.assert_allclose(
-        grid.pixel_areas_km2(part), areas_of(grid)[part.slices], rtol=1e-6
-    )
+    np.testing.assert_allclose(grid.pixel_areas_km2(part), areas_of(grid)[part.slices], rtol=1e-6)
 
 
 def test_the_size_of_a_pixel_is_that_on_the_ground() -> None:
