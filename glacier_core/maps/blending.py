@@ -86,7 +86,8 @@ class Blend:
     @cached_property
     def parts(self) -> list[Part]:
         """The windows, from the first pixel to the last."""
-        end = -(-(self.length + self.padding) // self.multiple) * self.multiple
+        end = self.length + self.margin + self._ramp  # so that the last pixel has full weight
+        end = -(-end // self.multiple) * self.multiple
         parts = [Part(-self.padding, min(-self.padding + self._size, end))]
         while parts[-1].stop < end:
             start = parts[-1].start + self.step
