@@ -21,7 +21,7 @@ from glacier_core.raster.grid import Grid, Window
 
 # GDAL's own default is 5 % of the machine's memory, which would grow with the machine. In bytes:
 # Rasterio does not take small numbers for megabytes, as GDAL does.
-_GDAL = {"GDAL_CACHEMAX": 64 * 2**20, "GDAL_NUM_THREADS": "2"}
+_GDAL = {"GDAL_CACHEMAX": 32 * 2**20, "GDAL_NUM_THREADS": "2"}
 
 # Why a pixel was not seen, in `Scene.view`.
 NO_VALUE, COVERED = 1, 2
