@@ -16,6 +16,7 @@ from conftest import (
     CORNER,
     copy_settings,
     edit_yaml,
+    glacier,
     ground,
     make_outlines,
     make_scene,
@@ -30,6 +31,7 @@ from scipy.spatial import cKDTree
 from shapely.geometry import Polygon, box
 
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import Blocks, extended, read_blocks, write_blocks
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import slice_scene
@@ -469,3 +471,186 @@ def test_a_patch_of_slices_that_fits_into_a_block_is_never_cut() -> None:
     assert None not in found.splits
     for site in range(9):
         assert len(set(found.blocks[9 * site : 9 * site + 9])) == 1
+
+
+# --- recorded blocks -------------------------------------------------------------------------
+
+
+def recorded(shapes: Sequence[Polygon], found: Assignment, before: Blocks | None = None) -> Blocks:
+    """What `glacier blocks --record` would keep of an assignment."""
+    return extended(before or {}, shapes, found.splits, found.blocks, found.settled)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(small_boxes, min_size=6, max_size=20),
+    new=st.lists(small_boxes, min_size=1, max_size=15),
+    gone=st.sets(st.integers(0, 5), max_size=3),
+    in_front=st.booleans(),
+    block_km=st.floats(1, 20),
+    seed=st.integers(0, 5),
+)
+def test_new_scenes_never_move_a_slice_of_a_recorded_block(
+    shapes: list[Polygon],
+    new: list[Polygon],
+    gone: set[int],
+    in_front: bool,
+    block_km: float,
+    seed: int,
+) -> None:
+    try:
+        first = assigned(shapes, block_km=block_km, seed=seed)
+    except InputError:
+        assume(False)
+    kept = recorded(shapes, first)
+    olds = [(shape, split) for shape, split in zip(shapes, first.splits, strict=True) if split]
+    left = [pair for i, pair in enumerate(olds) if i not in gone]
+    shown = [shape for shape, _ in left]
+    together = [*new, *shown] if in_front else [*shown, *new]
+    try:
+        then = assigned(together, block_km=block_km, seed=seed, recorded=kept)
+    except InputError:  # all of a split's slices were among those that went
+        assert gone
+        return
+    splits = then.splits[len(new) :] if in_front else then.splits[: len(shown)]
+    assert splits == [split for _, split in left]
+    # New slices keep away from the ground of other splits, also where its slices went.
+    fresh = then.splits[: len(new)] if in_front else then.splits[len(shown) :]
+    for shape, split in zip(new, fresh, strict=True):
+        for old, held in olds:
+            assert split in (None, held) or apart_m(shape, old) > 0.998 * 1000
+    # And another record takes nothing back.
+    again = recorded(together, then, kept)
+    assert {name: block.split for name, block in kept.items()}.items() <= {
+        name: block.split for name, block in again.items()
+    }.items()
+    for name, block in kept.items():
+        assert block.ground.difference(again[name].ground).area < 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes=st.lists(small_boxes, min_size=6, max_size=20), seed=st.integers(0, 5))
+def test_what_is_written_is_read_back_and_written_the_same(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[Polygon], seed: int
+) -> None:
+    try:
+        kept = recorded(shapes, assigned(shapes, seed=seed))
+    except InputError:
+        assume(False)
+    path = tmp_path_factory.mktemp("blocks") / "blocks.geojson"
+    write_blocks(path, kept)
+    text = path.read_bytes()
+    back = read_blocks(path)
+    assert {name: block.split for name, block in back.items()} == {
+        name: block.split for name, block in kept.items()
+    }
+    write_blocks(path, back)
+    assert path.read_bytes() == text
+
+
+def test_without_a_record_another_scene_moves_blocks_and_with_one_it_does_not() -> None:
+    """The case that the record is for: this test must not pass by luck."""
+    moved = 0
+    for seed in range(12):
+        first = assigned(squares(12), seed=seed)
+        more = [*squares(12), *(box(88 + 0.2 * i, 29, 88.1 + 0.2 * i, 29.1) for i in range(6))]
+        moved += assigned(more, seed=seed).splits[:12] != first.splits
+        kept = recorded(squares(12), first)
+        assert assigned(more, seed=seed, recorded=kept).splits[:12] == first.splits
+    assert moved > 3
+
+
+def test_new_blocks_are_shared_out_so_that_all_blocks_together_have_their_shares() -> None:
+    kept = recorded(
+        squares(8), assigned(squares(8), shares={"train": 1.0, "dev": 0.0, "test": 0.0})
+    )
+    found = assigned(squares(32), recorded=kept)
+    assert found.splits[:8] == ["train"] * 8
+    for split, share in SHARES.items():
+        assert found.splits.count(split) / 32 == pytest.approx(share, abs=0.05)
+
+
+def test_another_date_that_lies_a_little_aside_joins_the_recorded_block() -> None:
+    first = assigned(squares(12))
+    kept = recorded(squares(12), first)
+    step = np.array([0.006, 0.004, 0.006, 0.004])
+    aside = [box(*(np.array(s.bounds) + step)) for s in squares(12)]
+    found = assigned([*squares(12), *aside], recorded=kept)
+    assert found.splits == [*first.splits, *first.splits]
+    assert found.blocks[12:] == first.blocks
+
+
+def test_the_command_records_the_blocks_and_the_next_scene_leaves_them_alone(
+    tmp_path: Path,
+) -> None:
+    sites = {f"{site}_2000": (0, 300 * i, "2000-10-01") for i, site in enumerate("ABCDEFG")}
+    project = with_settings(sliced(tmp_path, sites, size=64), **{".block_km": 5})
+    edit_yaml(tmp_path / "conf/masking_paths.yaml",
+              scenes={k: v for k, v in project.masking.model_dump()["scenes"].items() if k < "F"})  # fmt: skip
+    project = Project(tmp_path)
+    told = glacier(tmp_path, "blocks")
+    assert told.returncode == 2
+    assert "run `glacier postprocess` first" in told.stderr
+
+    first = postprocess(project)
+    told = glacier(tmp_path, "blocks")
+    assert told.returncode == 0, told.stderr
+    assert not (tmp_path / "conf/blocks.geojson").exists()
+    assert "conf/blocks.geojson: 5 blocks" in glacier(tmp_path, "blocks", "--record").stdout
+    record = gpd.read_file(tmp_path / "conf/blocks.geojson").set_index("block")["split"]
+    assert dict(record) == {s.block: name for name in SPLITS for s in first.splits[name]}
+
+    # A record changes nothing by itself, and neither do other shares or another seed.
+    again = postprocess(Project(tmp_path))
+    assert again.fingerprint == first.fingerprint
+    table = (project.dataset_folder / "blocks.geojson").read_bytes()
+    assert table == (tmp_path / "conf/blocks.geojson").read_bytes()
+    edit_yaml(tmp_path / "params.yaml", seed=5,
+              **{"postprocess.split": {"train": 0.2, "dev": 0.4, "test": 0.4}})  # fmt: skip
+    turned = postprocess(Project(tmp_path))
+    for name in SPLITS:
+        assert {s.scene for s in turned.splits[name]} == {s.scene for s in first.splits[name]}
+
+    scenes = {name: {"img_path": f"data/raw/scenes/{name}.tif", "date": "2000-10-01",
+                     "year_field": None} for name in sites}  # fmt: skip
+    set_scenes(tmp_path, scenes)
+    more = postprocess(Project(tmp_path))
+    split_of = {s.scene: name for name in SPLITS for s in more.splits[name]}
+    assert set(split_of) == set(sites)
+    for name in SPLITS:
+        assert all(split_of[s.scene] == name for s in first.splits[name])
+    told = glacier(tmp_path, "blocks")
+    assert sum(int(line.split(", ")[1].split()[0]) for line in told.stdout.splitlines()) == 2
+    # Nothing was recorded yet: postprocess never writes conf/.
+    assert len(read_blocks(tmp_path / "conf/blocks.geojson")) == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<<<<<<< HEAD",
+        '{"features": [{"properties": {"block": "1_2"}}]}',
+        '{"features": [{"properties": {"block": "1_2", "split": "exam"}, "geometry": '
+        '{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}}]}',
+        '{"features": [{"properties": {"block": "1_2", "split": "test"}, "geometry": '
+        '{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}}]}',
+    ],
+)
+def test_a_damaged_record_is_named(places: Project, content: str) -> None:
+    project = with_settings(places)
+    path = project.root / "conf/blocks.geojson"
+    path.write_text(content)
+    try:
+        with pytest.raises(
+            InputError, match=r"conf/blocks\.geojson: expected polygons with `block`"
+        ):
+            postprocess(project)
+    finally:
+        path.unlink()
+
+
+def test_blocks_of_another_method_are_not_recorded(places: Project) -> None:
+    with_settings(places, split="random")
+    told = glacier(places.root, "blocks", "--record")
+    assert told.returncode == 2
+    assert "split: random: there are no blocks to record" in told.stderr

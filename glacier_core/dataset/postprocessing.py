@@ -17,6 +17,7 @@ from shapely.geometry import mapping
 from tqdm import tqdm
 
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import RECORD, TABLE, extended, read_blocks, write_blocks
 from glacier_core.dataset.loading import Dataset, Sample, SceneBands
 from glacier_core.dataset.slicing import IGNORED, SlicedScene, SliceRecord
 from glacier_core.dataset.splitting import Assignment, Candidate, assign
@@ -39,8 +40,11 @@ def enough_ice(record: SliceRecord, minimum: dict[str, float], combine: str) -> 
 
 
 def postprocess(project: Project) -> Dataset:
-    """Write the dataset: `train/`, `dev/`, `test/`, `dataset.json`, statistics, and the joint
-    `slices.geojson` (every slice with its split) and `mask_metadata.csv`.
+    """Write the dataset: `train/`, `dev/`, `test/`, `dataset.json`, statistics, the joint
+    `slices.geojson` (every slice with its split) and `mask_metadata.csv`, and `blocks.geojson`,
+    the blocks of ground and their split, for `glacier blocks --record`.
+
+    Blocks that conf/blocks.geojson records keep their split, whichever scenes are added.
 
     Slices are linked into their split, not copied: images stay raw, and the model normalises
     them by the statistics that it carries, in training and in use alike.
@@ -67,6 +71,7 @@ def postprocess(project: Project) -> Dataset:
             "(postprocess.min_valid_fraction in params.yaml). Look at valid_fraction in "
             "data/slices/*/slices.geojson: are border, nodata and channels right?"
         )
+    recorded = read_blocks(project.root / RECORD)
     years = {scene.id: int(scene.date[:4]) if scene.date else None for scene in scenes}
     footprints = gpd.GeoSeries([shapes[i] for i in usable], crs="EPSG:4326")
     assignment = assign(
@@ -79,13 +84,26 @@ def postprocess(project: Project) -> Dataset:
         named=conf.assign,
         regions=read_vector(project.root / conf.regions_path) if conf.regions_path else None,
         seed=project.params.seed,
+        recorded=recorded,
     )
     fate = _fates(records, usable, assignment, conf, params)
     blocks = dict(zip(usable, assignment.blocks, strict=True))
     dataset = _link(project, scenes, records, fate, blocks, leaky=assignment.leaky)
     _statistics(project, dataset)
     _write_joint_files(project, scenes, records, shapes, fate)
+    table = dict(recorded)
+    if conf.split == "blocks":
+        shown = list(footprints.values)
+        table = extended(recorded, shown, assignment.splits, assignment.blocks, assignment.settled)
+    write_blocks(project.dataset_folder / TABLE, table)
     _report(fate, assignment, dataset)
+    if recorded and (fresh := sorted(set(table) - set(recorded))):
+        logger.warning(
+            "%d blocks are new (%s): another scene may move them to another split until "
+            "`glacier blocks --record` fixes it",
+            len(fresh),
+            ", ".join(fresh),
+        )
     return dataset
 
 

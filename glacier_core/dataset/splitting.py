@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from pyproj import Proj
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from glacier_core.dataset.blocks import Blocks, Place, places
 from glacier_core.errors import InputError
 from glacier_core.settings import SPLITS
 
@@ -49,6 +51,7 @@ class Assignment:
         blocks: block name of each candidate, as the report and the bootstrap group them.
         leaky: True where slices of two splits may show the same ground.
         overlapping_pairs: pairs of slices in different splits that overlap.
+        settled: of each candidate, whether it lies wholly on ground whose split is recorded.
     """
 
     splits: list[str | None]
@@ -56,6 +59,7 @@ class Assignment:
     blocks: list[str]
     leaky: bool
     overlapping_pairs: int
+    settled: list[bool]
 
 
 def _balanced(
@@ -63,11 +67,12 @@ def _balanced(
     candidates: Sequence[Candidate],
     shares: Mapping[str, float],
     seed: int,
+    fixed: Mapping[str, str],
 ) -> dict[str, str]:
     """Assign whole groups so that each split gets its share of every weight.
 
-    Heaviest groups first, each to the split that brings all shares nearest to their targets;
-    the seed shuffles groups of similar weight.
+    Groups in `fixed` have their split; of the others the heaviest first, each to the split that
+    brings all shares nearest to their targets; the seed shuffles groups of similar weight.
     """
     names = sorted({name for c in candidates for name in c.weights})
     order = sorted(set(groups))
@@ -79,8 +84,12 @@ def _balanced(
     target = np.array([shares[name] for name in SPLITS])[:, None]
     filled = np.zeros((len(SPLITS), content.shape[1]))
     jitter = np.random.default_rng(seed).uniform(0.7, 1.3, len(order))
-    chosen = {}
+    chosen = {name: fixed[name] for name in order if name in fixed}
+    for name, split in chosen.items():
+        filled[SPLITS.index(split)] += content[order.index(name)]
     for i in np.argsort(-content.sum(axis=1) * jitter, kind="stable"):
+        if order[i] in fixed:
+            continue
         costs = []
         for s in range(len(SPLITS)):
             trial = filled.copy()
@@ -93,16 +102,24 @@ def _balanced(
     return chosen
 
 
-def _blocks(footprints: gpd.GeoSeries, block_km: float, buffer_m: float) -> list[str]:
-    """Name of each slice's block: a cell of the block grid.
+def _blocks(
+    footprints: gpd.GeoSeries,
+    block_km: float,
+    buffer_m: float,
+    recorded: Blocks,
+    held: Sequence[Place],
+) -> list[str]:
+    """Name of each slice's block: a recorded one, or a cell of the block grid.
 
     A patch of connected slices that fits into a block goes as a whole to the cell of its
-    centre: cutting it would drop slices along the cut for nothing. Larger patches are cut
-    along the grid.
+    centre, or to the recorded block in it: cutting it would drop slices along the cut for
+    nothing. Larger patches, and those with recorded blocks of several splits, are cut along the
+    grid.
     """
     plane = footprints.to_crs(_BLOCK_CRS)
     edge = block_km * 1000
     centres = shapely.get_coordinates(plane.centroid.values)
+    known = np.array([place.block for place in held], dtype=object)
     pairs = _close_pairs(footprints, buffer_m)
     count = len(footprints)
     links = coo_matrix((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(count, count))
@@ -110,11 +127,20 @@ def _blocks(footprints: gpd.GeoSeries, block_km: float, buffer_m: float) -> list
     bounds = plane.bounds.groupby(patch).agg(
         {"minx": "min", "miny": "min", "maxx": "max", "maxy": "max"}
     )
+    whole: dict[int, str] = {}
     for number, (west, south, east, north) in zip(bounds.index, bounds.to_numpy(), strict=True):
-        if max(east - west, north - south) <= edge:
+        if max(east - west, north - south) > edge:
+            continue
+        inside = Counter(name for name in known[patch == number] if name is not None)
+        if not inside:
             centres[patch == number] = (west + east) / 2, (south + north) / 2
-    cells = np.floor(centres / edge).astype(int)
-    return [f"{row}_{col}" for col, row in cells]
+        elif len({recorded[name].split for name in inside}) == 1:
+            whole[number] = min(inside, key=lambda name: (-inside[name], name))
+    cells = [f"{row}_{col}" for col, row in np.floor(centres / edge).astype(int)]
+    return [
+        str(name) if name is not None else whole.get(number, cell)
+        for name, number, cell in zip(known, patch, cells, strict=True)
+    ]
 
 
 def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np.intp]:
@@ -152,6 +178,7 @@ def assign(
     named: Mapping[str, str],
     regions: gpd.GeoDataFrame | None,
     seed: int,
+    recorded: Blocks | None = None,
 ) -> Assignment:
     """Put slices into train, dev and test.
 
@@ -170,13 +197,20 @@ def assign(
         named: scene id or year to split.
         regions: for `regions`, any CRS.
         seed: shuffles ties.
+        recorded: for `blocks`, those whose split is fixed. A slice on their ground goes where
+            they are; one that comes too near to recorded ground of another split is dropped
+            before any on recorded ground is.
 
     Raises:
         InputError: a scene, year or region has no split, or a wanted split ends up empty.
     """
-    blocks = _blocks(footprints, block_km, buffer_m)
+    recorded = recorded if recorded is not None and method == "blocks" else {}
+    held = places(list(footprints.values), recorded)
+    settled = [place.settled for place in held]
+    blocks = _blocks(footprints, block_km, buffer_m, recorded, held)
     if method == "blocks":
-        chosen = _balanced(blocks, candidates, shares, seed)
+        fixed = {name: block.split for name, block in recorded.items()}
+        chosen = _balanced(blocks, candidates, shares, seed, fixed)
         splits: list[str | None] = [chosen[block] for block in blocks]
         wanted = [name for name in SPLITS if shares[name] > 0]
     elif method == "random":
@@ -203,7 +237,8 @@ def assign(
     outside = [split is None for split in splits]
     leaky = method == "random"
     if not leaky:
-        _drop_close(footprints, splits, buffer_m)
+        _drop_near_record(footprints, splits, buffer_m, recorded, settled)
+        _drop_close(footprints, splits, buffer_m, settled)
     for name in wanted:
         if name not in splits:
             raise InputError(
@@ -213,15 +248,42 @@ def assign(
                 f"within {buffer_m:g} m of another split. Use smaller slices or another "
                 "postprocess.block_km, or assign scenes yourself (split: scenes)."
             )
-    return Assignment(splits, outside, blocks, leaky, _overlaps(footprints, splits))
+    overlaps = _overlaps(footprints, splits)
+    return Assignment(splits, outside, blocks, leaky, overlaps, settled)
 
 
-def _drop_close(footprints: gpd.GeoSeries, splits: list[str | None], buffer_m: float) -> None:
+def _drop_near_record(
+    footprints: gpd.GeoSeries,
+    splits: list[str | None],
+    buffer_m: float,
+    recorded: Blocks,
+    settled: Sequence[bool],
+) -> None:
+    """Drop new slices near recorded ground of another split, also where its scenes are gone."""
+    if not recorded:
+        return
+    count, held = len(footprints), list(recorded.values())
+    grounds = gpd.GeoSeries([block.ground for block in held], crs=footprints.crs)
+    both = gpd.GeoSeries([*footprints.values, *grounds.values], crs=footprints.crs)
+    for i, j in _close_pairs(both, buffer_m).T:
+        if i < count <= j and not settled[i] and splits[i] not in (None, held[j - count].split):
+            splits[i] = None
+
+
+def _drop_close(
+    footprints: gpd.GeoSeries,
+    splits: list[str | None],
+    buffer_m: float,
+    settled: Sequence[bool],
+) -> None:
     for i, j in _close_pairs(footprints, buffer_m).T:
         first, second = splits[i], splits[j]
         if first is None or second is None or first == second:
             continue
-        loser = i if _PRECEDENCE.index(first) > _PRECEDENCE.index(second) else j
+        if settled[i] != settled[j]:
+            loser = j if settled[i] else i
+        else:
+            loser = i if _PRECEDENCE.index(first) > _PRECEDENCE.index(second) else j
         splits[loser] = None
 
 

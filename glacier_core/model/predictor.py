@@ -33,6 +33,8 @@ class ModelDescription:
         dataset: fingerprint of the dataset that it was trained on.
         training: fingerprint of dataset and training settings together.
         sources: images that its training slices were cut from.
+        blocks: of each block of ground that it was trained or chosen on (train and dev), the
+            polygons as WKT in EPSG:4326; None for a model that does not say.
     """
 
     channels: list[str]
@@ -44,6 +46,7 @@ class ModelDescription:
     dataset: str
     training: str
     sources: list[str]
+    blocks: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.means) == len(self.standard_deviations):

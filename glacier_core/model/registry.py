@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import ground_by_block
+from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError, ServiceError
 from glacier_core.files import write_json
 from glacier_core.model.evaluation import METRICS
@@ -36,7 +39,7 @@ from glacier_core.model.training import HISTORY
 
 logger = logging.getLogger(__name__)
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _KEY, _ANNOUNCED = "glacier.train_key", "glacier.announced"
 
 
@@ -67,7 +70,8 @@ class Registration:
 
     Attributes:
         model, version: as MLflow names them.
-        alias: `champion`, `challenger`, or empty where another took it over.
+        alias: `champion`, `challenger`, `previous` (champion before the present one), or empty
+            where another took it over.
         run_id, run_url: its run; the URL is for the UI's address on this machine.
         key: see `train_key`.
         new: whether this call made it.
@@ -200,6 +204,28 @@ def _complete_run(client: MlflowClient, project: Project, description: ModelDesc
     return run_id
 
 
+def _with_blocks(project: Project, description: ModelDescription) -> ModelDescription:
+    """The description with the ground that the model was trained and chosen on.
+
+    Taken from the dataset when its fingerprint is that of the training, so that a model says it
+    however long ago DVC trained it. Where the dataset is another by now, the model stays silent,
+    and `glacier promote` says so.
+    """
+    if description.blocks is not None:
+        return description
+    dataset = Dataset.open(project.dataset_folder)
+    if dataset.fingerprint != description.dataset:
+        logger.warning(
+            "%s is not the dataset that the model was trained on: the version will not say which "
+            "blocks of ground it has seen",
+            dataset.folder,
+        )
+        return description
+    grounds = ground_by_block(dataset, ("train", "dev"))
+    blocks = {name: ground.wkt for name, ground in grounds.items()}
+    return replace(description, blocks=blocks)
+
+
 def _log_model(
     client: MlflowClient, project: Project, description: ModelDescription, run_id: str, key: str
 ) -> Any:
@@ -213,16 +239,19 @@ def _log_model(
     means = np.array(description.means, dtype=np.float32)[None, :, None, None]
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
-    with mlflow.start_run(run_id=run_id):
+    metadata = {key: value for key, value in asdict(description).items() if key != "blocks"}
+    with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id):
+        described = Path(place) / DESCRIPTION
+        write_json(described, _with_blocks(project, description).to_json())
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"weights": str(models / WEIGHTS), "description": str(models / DESCRIPTION)},
+            artifacts={"weights": str(models / WEIGHTS), "description": str(described)},
             signature=signature,
             input_example={"pixels": np.broadcast_to(means, (1, channels, 16, 16)).copy()},
             code_paths=[str(package)],
             pip_requirements=_requirements(),
-            metadata={**asdict(description), "key": key},
+            metadata={**metadata, "key": key},
         )
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(
@@ -232,6 +261,8 @@ def _log_model(
     return client.create_model_version(
         name,
         source=logged.model_uri,
+        # A server tells by it who may; a file of one's own does not ask.
+        model_id=logged.model_id,
         run_id=run_id,
         description=_in_words(project),
         tags={_KEY: key, "dataset": description.dataset},
