@@ -15,7 +15,10 @@ import click
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError, ServiceError, StorageError
+from glacier_core.landsat.catalog_commands import COMMANDS as CATALOG_COMMANDS
+from glacier_core.landsat.commands import COMMANDS as LANDSAT_COMMANDS
 from glacier_core.maps.commands import COMMANDS
+from glacier_core.model.commands import COMMANDS as MODEL_COMMANDS
 
 # OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
@@ -63,6 +66,8 @@ def main(ctx: click.Context, quiet: bool) -> None:
       train       fit the U-Net                      -> data/runs/, MLflow
       evaluate    score it on the test split         -> data/evaluation/
       register    make it a model version            -> MLflow: glacier-unet
+      promote     champion, if better on test blocks -> MLflow: glacier-unet
+      blocks      keep blocks in their split         -> conf/blocks.geojson
 
       map         map scenes with a model            -> data/maps/
       outlines    draw glaciers, with areas          -> data/outlines/
@@ -70,7 +75,12 @@ def main(ctx: click.Context, quiet: bool) -> None:
       report      one page of it all                 -> data/reports/
       review      bring corrections back as labels   -> data/reviews/
 
-    `dvc repro` runs them all but review, and again only what changed.
+      search      find Landsat scenes                -> a table, a GeoJSON file
+      fetch       download them, then ingest         -> data/raw/products/, data/raw/landsat/
+      ingest      make scenes of Landsat products    -> data/raw/landsat/
+
+    `dvc repro` runs them all but promote, blocks, review and what brings scenes in, and
+    again only what changed.
     """
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,
@@ -312,5 +322,5 @@ def doctor(project: Project) -> None:
     sys.exit(1 if failed else 0)
 
 
-for _command in COMMANDS:
+for _command in (*MODEL_COMMANDS, *COMMANDS, *CATALOG_COMMANDS, *LANDSAT_COMMANDS):
     main.add_command(_command)

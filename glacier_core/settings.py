@@ -344,6 +344,20 @@ class OutlinesParams(Checked):
     correlation_m: Positive
 
 
+class PromotionParams(Checked):
+    margin: NonNegative
+    tolerance: NonNegative
+    draws: Count
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class LandsatParams(Checked):
+    max_unseen: Fraction
+    max_snow: Fraction
+    max_saturated: Fraction
+    max_drift: Positive
+
+
 class Params(Checked):
     seed: Annotated[int, Field(ge=0)]
     simulate: SimulateParams
@@ -354,3 +368,5 @@ class Params(Checked):
     evaluate: EvaluateParams
     map: MapParams
     outlines: OutlinesParams
+    promotion: PromotionParams
+    landsat: LandsatParams
