@@ -213,12 +213,15 @@ def _with_blocks(project: Project, description: ModelDescription) -> ModelDescri
     """
     if description.blocks is not None:
         return description
-    dataset = Dataset.open(project.dataset_folder)
-    if dataset.fingerprint != description.dataset:
+    try:
+        dataset = Dataset.open(project.dataset_folder)
+    except InputError:
+        dataset = None
+    if dataset is None or dataset.fingerprint != description.dataset:
         logger.warning(
-            "%s is not the dataset that the model was trained on: the version will not say which "
-            "blocks of ground it has seen",
-            dataset.folder,
+            "%s does not hold the dataset that the model was trained on: the version will not say "
+            "which blocks of ground it has seen",
+            project.dataset_folder,
         )
         return description
     grounds = ground_by_block(dataset, ("train", "dev"))
