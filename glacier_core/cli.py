@@ -69,12 +69,14 @@ def main(ctx: click.Context, quiet: bool) -> None:
       promote     champion, if better on test blocks -> MLflow: glacier-unet
       blocks      keep blocks in their split         -> conf/blocks.geojson
 
+    \b
       map         map scenes with a model            -> data/maps/
       outlines    draw glaciers, with areas          -> data/outlines/
       change      compare two maps                   -> data/change/
       report      one page of it all                 -> data/reports/
       review      bring corrections back as labels   -> data/reviews/
 
+    \b
       search      find Landsat scenes                -> a table, a GeoJSON file
       fetch       download them, then ingest         -> data/raw/products/, data/raw/landsat/
       ingest      make scenes of Landsat products    -> data/raw/landsat/
