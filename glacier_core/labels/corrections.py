@@ -49,6 +49,7 @@ def import_review(
     file: Path,
     *,
     scene: str,
+    conf: SceneConf,
     author: str,
     day: str,
     layer: str | None,
@@ -61,8 +62,8 @@ def import_review(
     Args:
         project: whose labels they correct.
         file: polygons with a column `class`: a class, `background` or `ignore`.
-        scene: id of the scene that they were drawn on: one of conf/masking_paths.yaml, or of
-            data/landsat/quality.csv, which is then added to it.
+        scene: id of the scene that they were drawn on.
+        conf: that scene, which conf/masking_paths.yaml may not have yet.
         author: who drew them.
         day: ISO date of the review.
         layer: of the file; None for `review`, else `classes`, else its only one.
@@ -84,13 +85,6 @@ def import_review(
             f"--whole and --within {within}: give one of them; --within says of a part what --whole "
             "says of the scene"
         )
-    # Only who has new scenes needs the chapter below, which builds on this one.
-    from glacier_core.landsat.learning import learn_from, scene_under_review
-
-    new = None
-    if scene not in project.masking.scenes:
-        new = scene_under_review(project, scene, whole=whole)
-    conf = new or project.scene(scene)
     author, slug = author.strip(), _slug(author)
     day = _review_day(day, scene, conf)
     frame = read_features(file, _chosen_layer(file, layer))
@@ -125,16 +119,10 @@ def import_review(
         place = "" if within is None else f" inside {within}"
     said = _in_words(content, int(broken.sum()), place)
     kept = _give_to_dvc(project, path)
-    also = ""
-    if new is not None:
-        # Without its review its labels would be wrong: only now.
-        learn_from(project, {scene: new})
-        said += "; the scene is now in conf/masking_paths.yaml"
-        also = " conf/masking_paths.yaml"
     if kept is None:
         after = "no DVC repository, so the file is not versioned; next: `glacier mask`"
     else:
-        after = f"next: `git add {kept.as_posix()}{also}` and commit, then `dvc repro`"
+        after = f"next: `git add {kept.as_posix()}` and commit, then `dvc repro`"
     return f"{path}: {'is there already, ' if there else ''}{said}; {after}"
 
 

@@ -266,20 +266,28 @@ def review_import(
     data/reviews/ with author and date, and given to DVC.
     """
     from glacier_core.labels.corrections import import_review
+    from glacier_core.landsat.learning import learn_from, scene_under_review
 
-    click.echo(
-        import_review(
-            project,
-            file,
-            scene=scene,
-            author=author,
-            day=_day("--date", day) or date.today().isoformat(),
-            layer=layer,
-            whole=whole,
-            within=within,
-            note=note,
-        )
+    new = None
+    if scene not in project.masking.scenes:
+        new = scene_under_review(project, scene, whole=whole)
+    done = import_review(
+        project,
+        file,
+        scene=scene,
+        conf=new or project.scene(scene),
+        author=author,
+        day=_day("--date", day) or date.today().isoformat(),
+        layer=layer,
+        whole=whole,
+        within=within,
+        note=note,
     )
+    click.echo(done)
+    if new is not None:
+        # Without its review its labels would be wrong: only now.
+        learn_from(project, {scene: new})
+        click.echo("the scene is now in conf/masking_paths.yaml; `git add` that too")
 
 
 COMMANDS = [map_command, outlines, change, report, review]
