@@ -138,10 +138,10 @@ def find_labels(scene: str, row: dict[str, str], root: Path) -> SceneConf | None
 def decide(root: Path, wait: float) -> Decision:
     """Compare the challenger with the champion, and promote it if it is better."""
     decision = promote(Project(root), challenger=None, wait=wait, force=None)
-    lines = [f"**{decision.model} version {decision.version}: {decision.outcome}**", ""]
-    lines += [f"- {text}" for text in [*decision.reasons, *decision.warnings]]
-    lines += ["", f"Champion is version {decision.champion}. [The numbers]({decision.run_url})"]
-    create_markdown_artifact(key="glacier-promotion", markdown="\n".join(lines))
+    where = f"Champion is version {decision.champion}. [The run]({decision.run_url})"
+    create_markdown_artifact(
+        key="glacier-promotion", markdown=f"{decision.markdown()}\n\n{where}\n"
+    )
     return decision
 
 

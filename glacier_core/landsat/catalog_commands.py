@@ -65,13 +65,7 @@ def _found(
     api: str | None,
 ) -> list[Item]:
     from glacier_core.landsat.conf import landsat_settings
-    from glacier_core.landsat.search import (
-        Criteria,
-        read_area,
-        read_path_row,
-        read_season,
-        search,
-    )
+    from glacier_core.landsat.search import Criteria, search
 
     if first is None:
         raise InputError("--from: say from which day, YYYY-MM-DD")
@@ -83,14 +77,14 @@ def _found(
         path_rows, sensors = path_rows or named.path_rows, sensors or named.sensors
         if "," not in area:
             area = str(project.root / area)
-    criteria = Criteria(
-        area=None if area is None else read_area(area),
+    criteria = Criteria.read(
+        area=area,
         first=_date("--from", first),
         last=_date("--to", last) if last else date.today(),
-        season=None if season is None else read_season(season),
+        season=season,
         cloud=cloud,
-        path_rows=frozenset(read_path_row(text) for text in path_rows),
-        sensors=frozenset(sensors),
+        path_rows=path_rows,
+        sensors=sensors,
     )
     return search(conf.apis, criteria, api)
 

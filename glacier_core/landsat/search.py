@@ -153,6 +153,33 @@ class Criteria:
         if self.area is None and not self.path_rows:
             raise InputError("say where: an area, or paths and rows")
 
+    @classmethod
+    def read(
+        cls,
+        *,
+        area: str | None,
+        first: date,
+        last: date,
+        season: str | None,
+        cloud: float | None,
+        path_rows: Iterable[str],
+        sensors: Iterable[str],
+    ) -> Criteria:
+        """From what people write, see `read_area`, `read_season` and `read_path_row`.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        return cls(
+            area=None if area is None else read_area(area),
+            first=first,
+            last=last,
+            season=None if season is None else read_season(season),
+            cloud=cloud,
+            path_rows=frozenset(read_path_row(text) for text in path_rows),
+            sensors=frozenset(sensors),
+        )
+
     def admits(self, item: Item) -> bool:
         day, cloud, ground = day_of(item), cloud_of(item), footprint(item)
         return (

@@ -18,9 +18,6 @@ from glacier_core.landsat.quality import Quality, check_scene, read_table, unusa
 from glacier_core.landsat.scene import ingest_product
 from glacier_core.landsat.search import (
     Criteria,
-    read_area,
-    read_path_row,
-    read_season,
     search,
 )
 from glacier_core.landsat.terrain import dem_files
@@ -84,14 +81,14 @@ def area_criteria(project: Project, area: AreaConf, first: date, last: date) -> 
         InputError: area, season, paths or rows cannot be read.
     """
     place = area.area if "," in area.area else str(project.root / area.area)
-    return Criteria(
-        area=read_area(place),
+    return Criteria.read(
+        area=place,
         first=first,
         last=last,
-        season=read_season(area.season) if area.season else None,
+        season=area.season,
         cloud=area.cloud,
-        path_rows=frozenset(read_path_row(text) for text in area.path_rows),
-        sensors=frozenset(area.sensors),
+        path_rows=area.path_rows,
+        sensors=area.sensors,
     )
 
 
