@@ -7,12 +7,14 @@ they are written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from compose import POSTGRES_BIN
 from services import Service, blocks, section, services
