@@ -312,13 +312,14 @@ def summary(project: Project) -> None:
 
 
 @main.command()
+@click.option("--online", is_flag=True, help="Ask the STAC APIs of conf/landsat.yaml too.")
 @click.pass_obj
-def doctor(project: Project) -> None:
+def doctor(project: Project, online: bool) -> None:
     """Say what is installed, reachable, locked and free. Exit code 1 if something is missing."""
     from glacier_core.doctor import examine
 
     failed = False
-    for finding in examine(project):
+    for finding in examine(project, online=online):
         failed |= finding.state == "fail"
         click.echo(f"{finding.state:<5} {finding.subject:<10} {finding.text}")
     sys.exit(1 if failed else 0)

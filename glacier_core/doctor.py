@@ -20,10 +20,11 @@ from urllib.parse import urlparse
 import psutil
 
 from glacier_core.config import Project
-from glacier_core.errors import InputError
+from glacier_core.errors import InputError, ServiceError
 
 _PACKAGES = "prefect fastapi sqlalchemy mlflow dvc torch rasterio geopandas numpy pandas".split()
 _LOW_DISK_GB = 10
+_PATIENCE_S = 5  # with an API that is only asked whether it is there
 _PORTS = {"https": 443, "postgresql": 5432, "mysql": 3306}
 
 
@@ -36,8 +37,13 @@ class Finding:
     text: str
 
 
-def examine(project: Project) -> Iterator[Finding]:
-    """Look at everything the pipeline needs; changes nothing."""
+def examine(project: Project, *, online: bool = False) -> Iterator[Finding]:
+    """Look at everything the pipeline needs; changes nothing.
+
+    Args:
+        project: whose.
+        online: ask the STAC APIs of conf/landsat.yaml too.
+    """
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     yield from _packages()
     yield from _hardware(project)
@@ -45,6 +51,8 @@ def examine(project: Project) -> Iterator[Finding]:
     yield from _dvc(project)
     yield from _mlflow(project)
     yield from _prefect()
+    if online:
+        yield from _apis(project)
 
 
 def _packages() -> Iterator[Finding]:
@@ -159,3 +167,30 @@ def _prefect() -> Iterator[Finding]:
     else:
         up = _answers(url)
         yield Finding("ok" if up else "fail", "prefect", f"{url} {'answers' if up else 'is down'}")
+
+
+def _apis(project: Project) -> Iterator[Finding]:
+    """Whether each STAC API answers. One that nothing here asks may be away."""
+    from glacier_core.landsat.conf import landsat_settings
+    from glacier_core.landsat.requesting import LoginError, Service
+
+    try:
+        conf = landsat_settings(project)
+    except InputError as error:
+        yield Finding("fail", "stac", str(error))
+        return
+    used = {conf.apis.default, *(area.api for area in conf.areas.values())}
+    used |= {conf.dem_collection.api} if conf.dem_collection else set()
+    short = conf.apis.patience.model_copy(update={"timeout_s": _PATIENCE_S, "tries": 1})
+    for name, api in conf.apis.known.items():
+        bad = "fail" if name in used else "warn"
+        try:
+            answer = Service(name, short, sign=api.sign, token=api.token).json("GET", api.url)
+        except LoginError as error:
+            yield Finding(bad, "stac", f"needs a login: {error}")
+        except ServiceError as error:
+            yield Finding(bad, "stac", f"cannot be used: {error}")
+        else:
+            stac = isinstance(answer, dict) and "stac_version" in answer
+            said = f"{name}: {api.url} {'answers' if stac else 'answers, but is no STAC API'}"
+            yield Finding("ok" if stac else bad, "stac", said)

@@ -44,7 +44,8 @@ def landsat_project(folder: Path, **changes: Any) -> Project:
     the product has them and no DEM, where `changes` do not say otherwise."""
     (folder / "conf").mkdir(parents=True)
     shutil.copyfile(REPOSITORY / "conf/landsat.yaml", folder / "conf/landsat.yaml")
-    plain = {"harmonise": "none", "dem_path": None, "dem_resampling": "bilinear"}
+    plain = {"harmonise": "none", "dem_path": None, "dem_collection": None}
+    plain |= {"dem_resampling": "bilinear"}
     edit_yaml(folder / "conf/landsat.yaml", **(plain | changes))
     return Project(folder)
 

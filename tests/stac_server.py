@@ -95,7 +95,12 @@ class StacServer:
 
 _CORE = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
 _QUERY = "https://api.stacspec.org/v1.0.0/item-search#query"
-_SIGNATURE = "sig=short-lived-secret"
+_SIGNED = ("signed", "heights")
+"""Containers whose files open only with their own signature."""
+
+
+def _signature(container: str) -> str:
+    return f"sig=short-lived-secret-of-{container}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -165,12 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"conformsTo": [*_CORE, _QUERY]})
         elif parts.path == "/search":
             self._search(json.loads(body) if body else _from_query(parts.query), fault)
-        elif parts.path == "/sas":
+        elif parts.path.startswith("/collections/"):
+            self._collection(parts.path.removeprefix("/collections/"))
+        elif parts.path.startswith("/sas/"):
             until = datetime.now(UTC) + timedelta(seconds=fault.get("seconds", 3600))
-            self._send_json({"token": _SIGNATURE, "msft:expiry": until.isoformat()})
-        elif parts.path.startswith("/signed/") and _SIGNATURE not in parts.query:
-            self._send(403, b"no signature")
-        elif parts.path.startswith(("/files/", "/signed/")):
+            token = _signature(parts.path.rpartition("/")[2])
+            self._send_json({"token": token, "msft:expiry": until.isoformat()})
+        elif (place := parts.path.split("/")[1]) in _SIGNED and _signature(place) != parts.query:
+            self._send(403, b"no signature for this container")
+        elif place in ("files", *_SIGNED):
             self._file(parts.path.split("/", 2)[2], fault)
         else:
             self._send(404, b"nothing here")
@@ -207,6 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
         kinds = {"type": "application/geo+json", "rel": "search", "href": f"{base}/search"}
         links = [{"rel": rel, "href": f"{base}/", "type": "application/json"} for rel in _ROOTS]
         return root | {"links": [*links, kinds | {"method": "GET"}, kinds | {"method": "POST"}]}
+
+    def _collection(self, name: str) -> None:
+        if name in {item.get("collection") for item in self.server.items()}:
+            self._send_json({"type": "Collection", "id": name})
+        else:
+            self._send(404, b"no such collection")
 
     def _search(self, asked: dict[str, Any], fault: dict[str, Any]) -> None:
         found = [item for item in self.server.items() if _matches(item, asked)]

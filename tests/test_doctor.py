@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY, edit_yaml
+from small_catalog import server as server  # a fixture
+from small_catalog import settings
 from small_dataset import small_project
+from stac_server import StacServer
 from workspace import BIN, environment, merge_yaml, run
 
 from glacier_core.config import Project
@@ -206,6 +212,77 @@ def test_a_prefect_server_that_is_down_fails(
     assert worst(project, "prefect").state == "ok"
     monkeypatch.setenv("PREFECT_API_URL", f"{NOWHERE}/api")
     assert worst(project, "prefect").state == "fail"
+
+
+# --- STAC APIs -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def catalogued(project: Project, server: StacServer) -> Project:
+    """The project, with a server of the tests as its only API, patient for longer than we are."""
+    shutil.copyfile(REPOSITORY / "conf/landsat.yaml", project.root / "conf/landsat.yaml")
+    apis = settings(server, tries=9, timeout_s=60, backoff_s=60)
+    del apis["known"]["parts"]
+    edit_yaml(project.root / "conf/landsat.yaml", apis=apis)
+    return project
+
+
+def asked(project: Project) -> list[Finding]:
+    return [f for f in examine(Project(project.root), online=True) if f.subject == "stac"]
+
+
+def test_apis_are_asked_only_when_that_is_wanted(catalogued: Project, server: StacServer) -> None:
+    assert all(finding.subject != "stac" for finding in examine(catalogued))
+    assert server.log() == []
+    said = run(catalogued.root, "glacier", "doctor", "--online")
+    assert f"ok    stac       tests: {server.base} answers" in said
+    assert [request["path"] for request in server.log()] == ["/"]
+
+
+def test_an_api_that_is_away_fails_at_once_if_it_is_used_and_warns_if_not(
+    catalogued: Project, server: StacServer
+) -> None:
+    path = catalogued.root / "conf/landsat.yaml"
+    edit_yaml(path, **{"apis.known.spare": settings(server)["known"]["tests"] | {"url": NOWHERE}})
+    tests, spare = asked(catalogued)
+    assert tests.state == "ok"
+    assert spare.state == "warn"
+    assert spare.text == (
+        f"cannot be used: spare: {NOWHERE}: {NOWHERE}: no connection (1 tries). Check the network, or "
+        "try again later"
+    )
+    used = {"api": "spare", "collection": "heights", "asset": "data"}
+    edit_yaml(path, dem_collection=used)
+    since = time.monotonic()
+    said = run(catalogued.root, "glacier", "doctor", "--online", code=1)
+    assert "fail  stac       cannot be used: spare" in said
+    assert time.monotonic() - since < 30
+
+
+def test_an_api_that_wants_a_login_or_is_another_thing_is_told_as_such(
+    catalogued: Project, server: StacServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    server.fault("^/$", "status", times=1, status=401)
+    (finding,) = asked(catalogued)
+    assert finding.state == "fail"
+    assert "needs a login: tests" in finding.text
+    assert "TEST_KEY" in finding.text
+    server.fault("^/$", "status", times=1, status=200, body="{}")
+    (finding,) = asked(catalogued)
+    assert finding.state == "fail"
+    assert "answers, but is no STAC API" in finding.text
+    server.fault("^/$", "status", times=1, status=200, body="<html>Welcome</html>")
+    (finding,) = asked(catalogued)
+    assert "cannot be used: tests" in finding.text
+    assert "not JSON" in finding.text
+
+
+def test_wrong_settings_of_apis_are_named(catalogued: Project) -> None:
+    edit_yaml(catalogued.root / "conf/landsat.yaml", **{"apis.default": "nobody"})
+    (finding,) = asked(catalogued)
+    assert finding.state == "fail"
+    assert "'nobody' is not among" in finding.text
 
 
 def test_the_python_in_use_is_named(project: Project) -> None:

@@ -567,6 +567,61 @@ def test_what_is_made_already_is_left_and_a_setting_makes_it_anew(tmp_path: Path
     assert layers(path)["blue"].mean() != pytest.approx(0)
 
 
+def test_an_archive_whose_name_says_its_product_is_not_read_again_once_its_scene_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    project, out = landsat_project(tmp_path / "project"), tmp_path / "out"
+    folder = make_product(tmp_path / "p")
+    archive = make_archive(tmp_path / f"{product_id()}.tar.gz", folder, mode="w:gz")
+    renamed = Path(shutil.copy(archive, tmp_path / f"my {product_id()}.tar.gz"))
+    path = ingest_product(project, archive, out)
+    first = path.stat()
+    for unreadable in (archive, renamed):
+        unreadable.write_bytes(b"not read, or this would be told")
+    assert ingest_product(project, archive, out) == path
+    assert path.stat() == first
+    assert f"{path}: made already" in caplog.text
+    # It is read where it may be another: under another name, with other settings, or when asked to.
+    with pytest.raises(InputError, match="is damaged or cut off"):
+        ingest_product(project, renamed, out)
+    with pytest.raises(InputError, match="is damaged or cut off"):
+        ingest_product(project, archive, out, again=True)
+    with pytest.raises(InputError, match="is damaged or cut off"):
+        ingest_product(project, archive, out, fill_from=(folder,))
+    newer = archive.rename(tmp_path / f"{product_id(processed='20230401')}.tar.gz")
+    with pytest.raises(InputError, match="is damaged or cut off"):
+        ingest_product(project, newer, out)
+    edit_yaml(project.root / "conf/landsat.yaml", indices=["NDSI"])
+    with pytest.raises(InputError, match="is damaged or cut off"):
+        ingest_product(project, newer.rename(archive), out)
+    with pytest.raises(InputError, match="no such file"):
+        ingest_product(project, newer, out)
+
+
+def test_a_scene_filled_from_an_archive_is_made_already_with_the_same_archive_alone(
+    tmp_path: Path,
+) -> None:
+    project, out = landsat_project(tmp_path / "project"), tmp_path / "out"
+    days = ("20150710", "20150726", "20150811")
+    first, second, third = (
+        make_archive(
+            tmp_path / f"{product_id('LE07', day)}.tar",
+            make_product(tmp_path / day, identity=product_id("LE07", day)),
+        )
+        for day in days
+    )
+    path = ingest_product(project, first, out, fill_from=(second,))
+    before = path.stat()
+    for archive in (first, second, third):
+        archive.write_bytes(b"not read, or this would be told")
+    assert ingest_product(project, first, out, fill_from=(second,)) == path
+    assert path.stat() == before
+    for others in ((), (third,), (second, third)):
+        with pytest.raises(InputError, match="is damaged or cut off"):
+            ingest_product(project, first, out, fill_from=others)
+
+
 def test_another_dem_makes_a_scene_anew(tmp_path: Path) -> None:
     dem = make_dem(tmp_path / "dem.tif")
     project = landsat_project(tmp_path / "project", dem_path=str(dem))

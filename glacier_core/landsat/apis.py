@@ -47,7 +47,8 @@ class TokenConf(Checked):
 
 
 class SignConf(Checked):
-    """Files that open only with a short-lived signature, which `url` gives to anybody.
+    """Files that open only with a short-lived signature, which `url`/ACCOUNT/CONTAINER gives to
+    anybody, for files on ACCOUNT.blob.core.windows.net/CONTAINER/.
 
     The signature is appended to the addresses of files on `hosts` alone.
     """

@@ -40,9 +40,13 @@ def ingest(
     A product is an archive (.tar, .tar.gz) or a folder as USGS delivers them, or a STAC item (.json)
     beside its assets. Writes OUT/SENSOR_PATHROW_DATE.tif: reflectance, temperature (K), indices,
     elevation and slope, QA_PIXEL, by name; NaN where a band saw nothing. conf/landsat.yaml says which
-    bands, from which DEM, and whether Landsat 8 and 9 are made like Landsat 7. Pixels filled by
-    --fill-from are 1 in the band `filled`. What is made already stays; a product that USGS processed
-    anew replaces the old scene.
+    bands, and whether Landsat 8 and 9 are made like Landsat 7. Pixels filled by --fill-from are 1 in
+    the band `filled`. What is made already stays; a product that USGS processed anew replaces the old
+    scene.
+
+    Elevation and slope come from a DEM that is here (`dem_path` in conf/landsat.yaml: a file, a folder
+    of tiles), or from a STAC API (`dem_collection`, such as Copernicus DEM): the tiles under a scene
+    are fetched into data/raw/dem/, each once. Without either, scenes have none.
     """
     from glacier_core.landsat.scene import ingest_product
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -32,6 +33,12 @@ _LOG = logging.getLogger(__name__)
 ITEM = "item.json"
 _SOURCE = "source.json"
 """In the folder of a download under way: of which version its files are."""
+
+# Buckets of S3 whose files anybody gets by https, without an account. Items of earth-search give
+# their tiles of Copernicus DEM as s3:// (https://copernicus-dem-30m.s3.amazonaws.com/readme.html).
+_OPEN_BUCKETS = {"copernicus-dem-30m", "copernicus-dem-90m"}
+
+_LOOK_AGAIN = 0.2  # seconds
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 
@@ -103,14 +110,39 @@ def fetch_item(
         ServiceError: see `transfer.bring`; or another process fetches the same scene.
         StorageError: no room.
     """
-    assets = _assets(item, coastal)
-    urls = {asset.name: _url(item, asset) for asset in assets}
+    return fetch_assets(item, _assets(item, coastal), folder, service, quiet=quiet)
+
+
+def fetch_assets(
+    item: Item,
+    assets: list[Asset],
+    folder: Path,
+    service: Service,
+    *,
+    quiet: bool = False,
+    wait_s: float = 0.0,
+) -> Path:
+    """Download some assets of an item, as `fetch_item` does.
+
+    Args:
+        item, folder, service, quiet: see `fetch_item`.
+        assets: of the item.
+        wait_s: how long to wait for another process that fetches the same item.
+
+    Returns:
+        The item's folder.
+
+    Raises:
+        InputError, ServiceError, StorageError: see `fetch_item`.
+    """
+    _check_names(item, assets)
+    urls = {asset.name: address_of(item, asset) for asset in assets}
     target = folder / str(item["id"])
     version = _version(item, assets)
     if _is_there(target, version, assets):
         _LOG.info("%s: is there already", target)
         return target
-    with _own(folder / f".{item['id']}.download") as work:
+    with _own(folder / f".{item['id']}.download", wait_s) as work:
         if _is_there(target, version, assets):  # another process was faster
             shutil.rmtree(work)
             return target
@@ -126,11 +158,6 @@ def fetch_item(
 
 
 def _assets(item: Item, coastal: bool) -> list[Asset]:
-    if not _SAFE.fullmatch(item["id"]):
-        raise InputError(
-            f"item {item['id']!r}: its id becomes a folder's name; expected letters, digits, '_', "
-            "'-' and '.' alone"
-        )
     assets = wanted_assets(item, coastal=coastal)
     lacking = [role for role in NEEDED if role not in assets]
     if lacking:
@@ -139,8 +166,17 @@ def _assets(item: Item, coastal: bool) -> list[Asset]:
             f"{', '.join(item['assets']) or 'none'}); expected a Collection 2 Level-2 item with "
             "surface reflectance (landsat-c2-l2, landsat-c2l2-sr)"
         )
+    return list(assets.values())
+
+
+def _check_names(item: Item, assets: list[Asset]) -> None:
+    if not _SAFE.fullmatch(item["id"]):
+        raise InputError(
+            f"item {item['id']!r}: its id becomes a folder's name; expected letters, digits, '_', "
+            "'-' and '.' alone"
+        )
     names: dict[str, str] = {}
-    for asset in assets.values():
+    for asset in assets:
         # Nothing may get out of the folder, or over what we write there ourselves.
         if not _SAFE.fullmatch(asset.name) or asset.name in (ITEM, _SOURCE):
             raise InputError(
@@ -156,11 +192,14 @@ def _assets(item: Item, coastal: bool) -> list[Asset]:
                 f"item {item['id']}: assets {names[asset.name.lower()]} and {asset.key} are both "
                 f"called {asset.name}"
             )
-    return list(assets.values())
 
 
-def _url(item: Item, asset: Asset) -> str:
-    """Where an asset is fetched: its address, or an alternate one of http."""
+def address_of(item: Item, asset: Asset) -> str:
+    """Where an asset is fetched: its address, or an alternate one of http.
+
+    Raises:
+        InputError: it has none that we may open.
+    """
     own = next(
         (str(link.get("href")) for link in item.get("links", []) if link.get("rel") == "self"), ""
     )
@@ -171,6 +210,8 @@ def _url(item: Item, asset: Asset) -> str:
         *(str(other.get("href", "")) for other in others if isinstance(other, dict)),
     ]:
         url = urljoin(own, href) if own.startswith(("http://", "https://")) else href
+        if urlsplit(url).scheme == "s3" and urlsplit(url).hostname in _OPEN_BUCKETS:
+            url = f"https://{urlsplit(url).hostname}.s3.amazonaws.com{urlsplit(url).path}"
         if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname:
             return url
     scheme = urlsplit(first).scheme
@@ -207,30 +248,48 @@ def _is_there(target: Path, version: dict[str, Any], assets: list[Asset]) -> boo
     return kept is not None and {asset.name for asset in assets} <= set(kept)
 
 
-def _kept(target: Path, version: dict[str, Any]) -> Mapping[str, Path] | None:
-    """The whole files of a folder by name, if they are of a version; None if there is none."""
+def whole_files(target: Path) -> tuple[Item, Mapping[str, Path]] | None:
+    """The item of a folder that `fetch_assets` wrote, and its files by name, those that are whole;
+    None if there is none.
+    """
     try:
         (item,) = read_items(target / ITEM)
     except (InputError, ValueError):
         return None
-    assets = list(wanted_assets(item, coastal=True).values())
-    there = _version(item, assets)
+    files = {
+        asset.name: (target / asset.name, asset.record.get("file:size")) for asset in _all(item)
+    }
+    whole = {
+        name: path
+        for name, (path, size) in files.items()
+        if path.is_file() and path.stat().st_size == size
+    }
+    return item, whole
+
+
+def _all(item: Item) -> list[Asset]:
+    return [Asset("", key, record) for key, record in item["assets"].items()]
+
+
+def _kept(target: Path, version: dict[str, Any]) -> Mapping[str, Path] | None:
+    """The whole files of a folder by name, if they are of a version; None if there is none."""
+    found = whole_files(target)
+    if found is None:
+        return None
+    item, files = found
+    there = _version(item, _all(item))
     ours = version["checksums"].keys() & there["checksums"].keys()
     if {**there, "checksums": None} != {**version, "checksums": None} or any(
         there["checksums"][name] != version["checksums"][name] for name in ours
     ):
         return None
-    files = {asset.name: (target / asset.name, asset.record.get("file:size")) for asset in assets}
-    return {
-        name: path
-        for name, (path, size) in files.items()
-        if path.is_file() and path.stat().st_size == size
-    }
+    return files
 
 
 @contextmanager
-def _own(work: Path) -> Iterator[Path]:
+def _own(work: Path, wait_s: float) -> Iterator[Path]:
     """A download's folder, for one process at a time."""
+    until = time.monotonic() + wait_s
     while True:
         with writing(work):
             work.mkdir(parents=True, exist_ok=True)
@@ -239,9 +298,12 @@ def _own(work: Path) -> Iterator[Path]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ServiceError(
-                    f"{work}: another process is fetching this scene; wait for it"
-                ) from None
+                if time.monotonic() > until:
+                    raise ServiceError(
+                        f"{work}: another process is fetching this; wait for it"
+                    ) from None
+                time.sleep(_LOOK_AGAIN)
+                continue
             # Its owner may have renamed it between our opening and locking it.
             if work.exists() and os.path.samestat(work.stat(), os.fstat(handle)):
                 yield work

@@ -47,6 +47,10 @@ _HOPS = 5
 _TOKEN_MARGIN = 120.0  # seconds of life that a signature must still have
 
 
+class LoginError(ServiceError):
+    """A service answers, and wants a login or a token that it did not get."""
+
+
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     # Without an `auth` of ours, requests sends passwords of ~/.netrc.
     return request
@@ -65,8 +69,7 @@ class Service:
     sign: SignConf | None = None
     token: TokenConf | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    _signature: str = ""
-    _signed_until: float = 0.0
+    _signatures: dict[str, tuple[str, float]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     # --- again, where that may help ----------------------------------------------------------
@@ -125,7 +128,7 @@ class Service:
 
         Raises:
             Passing: no connection, no answer in time, or a status that may pass.
-            ServiceError: any other refusal, or a redirect that leaves https.
+            ServiceError: any other refusal (LoginError: 401, 403), or a redirect that leaves https.
         """
         headers = {"Accept-Encoding": "identity"} | (more.pop("headers", None) or {})
         with requests.Session() as session:
@@ -210,7 +213,7 @@ class Service:
                 if self.token and not os.environ.get(self.token.env)
                 else "it wants a login that we do not have; ask another API (--api)"
             )
-            raise ServiceError(f"{self.name}: {where}: access refused ({status}); {advice}")
+            raise LoginError(f"{self.name}: {where}: access refused ({status}); {advice}")
         if status in (404, 410):
             raise ServiceError(
                 f"{self.name}: {where}: no longer there ({status}); search again, or check the "
@@ -229,42 +232,52 @@ class Service:
         bearer = self.token.header.lower() == "authorization" and " " not in secret
         return {self.token.header: f"Bearer {secret}" if bearer else secret}
 
-    def _is_signed(self, url: str) -> bool:
+    def _signer(self, url: str) -> str | None:
+        """Who signs an address; None where it needs no signature.
+
+        Signatures are asked for by storage account and container, the first word of a file's host
+        and the first of its path, as the client of the Planetary Computer does (planetary-computer,
+        `sas.get_token`). It gives them by collection too; those for `cop-dem-glo-30` were seen to
+        be refused where its files lie.
+        """
         parts = urlsplit(url)
-        return (
-            self.sign is not None
-            and url != self.sign.url
-            and parts.hostname in self.sign.hosts
-            and is_private(url)
-            and "sig=" not in parts.query
-        )
+        container, _, file = parts.path.lstrip("/").partition("/")
+        if (
+            self.sign is None
+            or url.startswith(f"{self.sign.url}/")
+            or parts.hostname not in self.sign.hosts
+            or not is_private(url)
+            or "sig=" in parts.query
+            or not file
+        ):
+            return None
+        return f"{self.sign.url}/{parts.hostname.partition('.')[0]}/{container}"
 
     def _drop_signature(self, url: str) -> bool:
         """Forget the signature if `url` was asked with one that had been used for a while."""
         with self._lock:
-            if not self._is_signed(url) or self._signed_until == 0.0:
-                return False
-            self._signature, self._signed_until = "", 0.0
-            return True
+            return self._signatures.pop(self._signer(url) or "", None) is not None
 
     def signed(self, url: str) -> str:
         """The address with a signature, where it needs one."""
-        if self.sign is None or not self._is_signed(url):
+        signer = self._signer(url)
+        if signer is None:
             return url
         with self._lock:
-            if self._signed_until - _TOKEN_MARGIN < time.time():
-                answer = self.json("GET", self.sign.url)
+            signature, until = self._signatures.get(signer, ("", 0.0))
+            if until - _TOKEN_MARGIN < time.time():
+                answer = self.json("GET", signer)
                 try:
-                    until = datetime.fromisoformat(answer["msft:expiry"])
+                    end = datetime.fromisoformat(answer["msft:expiry"])
                     signature = str(answer["token"])
                 except (KeyError, TypeError, ValueError):
                     raise ServiceError(
-                        f"{self.name}: {self.sign.url}: expected a signature (token, msft:expiry) "
+                        f"{self.name}: {signer}: expected a signature (token, msft:expiry) "
                         "and got something else; check apis in conf/landsat.yaml"
                     ) from None
-                self._signature = signature
-                self._signed_until = until.replace(tzinfo=until.tzinfo or UTC).timestamp()
-            return f"{url}{'&' if urlsplit(url).query else '?'}{self._signature}"
+                until = end.replace(tzinfo=end.tzinfo or UTC).timestamp()
+                self._signatures[signer] = signature, until
+            return f"{url}{'&' if urlsplit(url).query else '?'}{signature}"
 
     # --- bodies ------------------------------------------------------------------------------
 

@@ -22,10 +22,12 @@ from glacier_core.errors import InputError, StorageError
 from glacier_core.files import whole_file
 from glacier_core.landsat import gaps
 from glacier_core.landsat.conf import LandsatConf, landsat_settings
+from glacier_core.landsat.dem import Dem, dem_of
 from glacier_core.landsat.harmonise import bands_of, harmonisation, spectral_index
+from glacier_core.landsat.made import TAG, made_of_archive, stands
 from glacier_core.landsat.pixels import FILL, Pixels, Reader
 from glacier_core.landsat.product import Product, open_product
-from glacier_core.landsat.terrain import dem_identity, elevation_on
+from glacier_core.landsat.terrain import elevation_on
 from glacier_core.raster.bands import unseen_by_quality
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.terrain import slope_aspect
@@ -40,8 +42,6 @@ _GDAL = {"GDAL_CACHEMAX": 128 * 2**20}
 
 # Changes when the same product and settings would give another file.
 _FORMAT = 1
-
-_TAG = "GLACIER_INGEST"
 
 
 def ingest_product(
@@ -71,30 +71,36 @@ def ingest_product(
 
     Raises:
         InputError: the product, the DEM or a setting cannot be used.
+        ServiceError: the DEM's tiles cannot be had now; nothing is written.
         StorageError: no room, or no right to write.
     """
     conf = landsat_settings(project)
+    dem = dem_of(project, conf)
+    method: dict[str, Any] = {
+        "format": _FORMAT,
+        "settings": {
+            "bands": conf.bands,
+            "indices": conf.indices,
+            "harmonise": conf.harmonise,
+            "dem_resampling": conf.dem_resampling if dem else None,
+        },
+        "dem": dem.identity if dem else None,
+    }
+    if not again and (there := made_of_archive(path, fill_from, out, method)):
+        return there
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_GDAL))
         product = stack.enter_context(open_product(path, out))
         others = [stack.enter_context(open_product(other, out)) for other in fill_from]
         _check_fill(product, others)
         target = out / f"{product.id.scene}.tif"
-        dem = project.root / conf.dem_path if conf.dem_path is not None else None
-        made_of: dict[str, Any] = {
-            "format": _FORMAT,
+        made_of = {
+            **method,
             "product": product.metadata.version,
             "generated": product.metadata.generated or product.id.processed.isoformat(),
-            "settings": {
-                "bands": conf.bands,
-                "indices": conf.indices,
-                "harmonise": conf.harmonise,
-                "dem_resampling": conf.dem_resampling if dem else None,
-            },
-            "dem": dem_identity(dem) if dem else None,
             "filled_from": [other.metadata.version for other in others],
         }
-        if not again and _stands(target, made_of):
+        if not again and stands(target, made_of):
             return target
         missing = [name for name in conf.bands if name not in product.bands]
         if missing:
@@ -123,45 +129,6 @@ def _check_fill(product: Product, others: Sequence[Product]) -> None:
             )
 
 
-def _stands(target: Path, made_of: Mapping[str, Any]) -> bool:
-    """Whether a scene need not be made; says what becomes of an older one."""
-    if not target.exists():
-        return False
-    try:
-        with rasterio.open(target) as dataset:
-            tag = dataset.tags().get(_TAG)
-    except RasterioError:
-        log.warning("%s: cannot be read and is made anew", target)
-        return False
-    if tag is None:
-        raise InputError(
-            f"{target}: is in the way, and was not written by `glacier ingest`; move it, or give "
-            "another --out"
-        )
-    before = json.loads(tag)
-    if before == made_of:
-        log.info("%s: made already", target)
-        return True
-    if before["product"] == made_of["product"]:
-        log.info("%s: made anew, with other settings", target)
-        return False
-    if before["generated"] > made_of["generated"]:
-        log.warning(
-            "%s: comes from a later processing, %s, and is left as it is; --again replaces it by %s",
-            target,
-            before["product"],
-            made_of["product"],
-        )
-        return True
-    log.warning(
-        "%s: replaced, USGS processed it anew: %s instead of %s",
-        target,
-        made_of["product"],
-        before["product"],
-    )
-    return False
-
-
 def _tags(product: Product, conf: LandsatConf, made_of: Mapping[str, Any]) -> dict[str, str]:
     metadata = product.metadata
     corrector = {"SCAN_LINE_CORRECTOR": "OFF"} if metadata.slc_off else {}
@@ -173,7 +140,7 @@ def _tags(product: Product, conf: LandsatConf, made_of: Mapping[str, Any]) -> di
         **corrector,
         "SCALING": json.dumps({name: product.scaling(name) for name in product.bands}),
         "HARMONISED": json.dumps(harmonisation(product.id.sensor, conf.harmonise)),
-        _TAG: json.dumps(made_of),
+        TAG: json.dumps(made_of),
     }
 
 
@@ -187,13 +154,13 @@ class _Recipe:
     Attributes:
         product: the scene's own.
         conf: how.
-        dem: file or folder, or None.
+        dem: where heights come from, or None.
         others: to fill gaps from.
     """
 
     product: Product
     conf: LandsatConf
-    dem: Path | None
+    dem: Dem | None
     others: Sequence[Product]
 
     @property
@@ -222,7 +189,10 @@ class _Recipe:
 
     def _strips(self, reader: Reader, others: Sequence[Reader]) -> Iterator[Strip]:
         grid = reader.grid
-        heights = elevation_on(self.dem, grid, self.conf.dem_resampling) if self.dem else None
+        heights = None
+        if self.dem is not None:
+            files = self.dem.tiles(grid)
+            heights = elevation_on(self.dem.name, files, grid, self.conf.dem_resampling)
         seen = unclear = filled_pixels = open_pixels = 0
         for row in range(0, grid.height, _ROWS):
             window = Window(row, 0, min(_ROWS, grid.height - row), grid.width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -12,15 +11,12 @@ from typing import Any
 
 import geopandas as gpd
 import shapely
-from pystac_client import Client
-from pystac_client.conformance import ConformanceClasses
-from pystac_client.stac_api_io import StacApiIO
-from shapely.geometry import box, mapping
+from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
-from glacier_core.errors import InputError, ServiceError
-from glacier_core.landsat.answers import Stopped
+from glacier_core.errors import InputError
 from glacier_core.landsat.apis import SENSORS, ApiConf, ApisConf
+from glacier_core.landsat.asking import ask
 from glacier_core.landsat.items import (
     Item,
     age_key,
@@ -28,18 +24,11 @@ from glacier_core.landsat.items import (
     day_of,
     footprint,
     path_row_of,
-    problem,
     product_id,
     scene_key,
     sensor_of,
 )
 from glacier_core.landsat.requesting import Service
-
-_PAGE = 100
-_MOST = 10_000
-"""Items looked at in one search: some 30 years of ten neighbouring scenes."""
-
-_VERTICES = 200  # of an area as it is sent; finer ones are tested here
 
 
 @dataclass(frozen=True)
@@ -194,25 +183,6 @@ class Criteria:
         )
 
 
-class _Asking(StacApiIO):
-    """Requests of pystac-client by our own rules: time limits, patience, no secrets."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(max_retries=None)
-        self._service = service
-
-    def request(
-        self,
-        href: str,
-        method: str | None = None,
-        headers: dict[str, str] | None = None,
-        parameters: dict[str, Any] | None = None,
-    ) -> str:
-        how = (method or "GET").upper()
-        body = {"json": parameters} if how == "POST" else {"params": parameters or None}
-        return self._service.text(how, href, headers=headers, **body)
-
-
 def api_named(conf: ApisConf, name: str | None) -> tuple[str, ApiConf]:
     """An API by its name in conf/landsat.yaml; the default where None."""
     name = name or conf.default
@@ -244,58 +214,15 @@ def search(conf: ApisConf, criteria: Criteria, api: str | None = None) -> list[I
     """
     name, known = api_named(conf, api)
     service = service_of(conf, name)
-    pages = _pages(service, known, criteria)
-    found = [item for item in pages if criteria.admits(item)]
+    days = f"{criteria.first}T00:00:00Z/{criteria.last}T23:59:59Z"
+    asked = ask(
+        service, known.url, known.collections, criteria.area, days=days, query=_query(criteria)
+    )
+    found = [item for item in asked if criteria.admits(item)]
     return sorted(
         newest(found, known.collections),
         key=lambda item: (day_of(item) or date.min, path_row_of(item) or (0, 0), item["id"]),
     )
-
-
-def _pages(service: Service, api: ApiConf, criteria: Criteria) -> Iterable[Item]:
-    items: dict[tuple[str, ...], Item] = {}
-    try:
-        # pystac-client warns where a service does not say what it can; that is tested here.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            client = Client.open(api.url, stac_io=_Asking(service))
-            query = _query(criteria) if client.conforms_to(ConformanceClasses.QUERY) else None
-            if criteria.area is None and query is None:
-                raise InputError(
-                    f"{service.name}: cannot search by path and row alone; give an area too"
-                )
-            asked = client.search(
-                collections=api.collections,
-                datetime=f"{criteria.first}T00:00:00Z/{criteria.last}T23:59:59Z",
-                limit=_PAGE,
-                query=query,
-                **_where(criteria.area),
-            )
-            for page in asked.pages_as_dicts():
-                before = len(items)
-                for item in page["features"]:
-                    if wrong := problem(item):
-                        raise ServiceError(f"{service.name}: {api.url}: its answer {wrong}")
-                    names = str(item.get("collection")), item["id"], str(product_id(item))
-                    items[names] = item
-                if len(items) == before:
-                    raise ServiceError(
-                        f"{service.name}: {api.url}: gives the same page of results again and again"
-                    )
-                if len(items) > _MOST:
-                    raise InputError(
-                        f"{service.name}: more than {_MOST} scenes; search a smaller area or fewer "
-                        "years"
-                    )
-    except (InputError, ServiceError, Stopped):
-        raise
-    # What pystac-client makes of rubbish: errors of many types.
-    except Exception as error:
-        raise ServiceError(
-            f"{service.name}: {api.url}: its answer is not that of a STAC API "
-            f"({type(error).__name__}); check the address in conf/landsat.yaml, or try later"
-        ) from error
-    return items.values()
 
 
 def _query(criteria: Criteria) -> dict[str, Any] | None:
@@ -308,17 +235,6 @@ def _query(criteria: Criteria) -> dict[str, Any] | None:
         ):
             query[f"landsat:wrs_{key}"] = {"in": sorted({f"{number:03}" for number in numbers})}
     return query or None
-
-
-def _where(area: BaseGeometry | None) -> dict[str, Any]:
-    if area is None:
-        return {}
-    if area.equals(box(*area.bounds)):
-        return {"bbox": list(area.bounds)}
-    hull = area.convex_hull
-    if shapely.get_num_coordinates(hull) > _VERTICES:
-        hull = box(*area.bounds)
-    return {"intersects": mapping(hull)}
 
 
 def newest(items: Sequence[Item], collections: Sequence[str]) -> list[Item]:

@@ -1,9 +1,10 @@
-"""Elevation on a scene's grid, from a DEM file or a folder of tiles."""
+"""Elevation on a scene's grid, from the tiles of a DEM."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,11 @@ from glacier_core.raster.scene import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
+
+class DemError(InputError):
+    """The DEM cannot be used, which is not the fault of the scene that it is for."""
+
+
 # Beyond these a height is a void without its tag: the Dead Sea's shore lies 430 m below the sea,
 # Mount Everest's top 8,849 m above; further for errors of both DEM and ellipsoid.
 _LOWEST, _HIGHEST = -1000, 9500
@@ -42,17 +48,17 @@ def dem_files(path: Path) -> list[Path]:
     """The rasters of a DEM: the file itself, or those in a folder, sorted.
 
     Raises:
-        InputError: nothing there.
+        DemError: nothing there.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(
+        raise DemError(
             f"{path}: no such DEM; dem_path in conf/landsat.yaml names a file or a folder of tiles"
         )
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
-        raise InputError(f"{path}: the DEM folder holds no raster ({', '.join(sorted(_SUFFIXES))})")
+        raise DemError(f"{path}: the DEM folder holds no raster ({', '.join(sorted(_SUFFIXES))})")
     return files
 
 
@@ -65,14 +71,17 @@ def dem_identity(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def elevation_on(path: Path, grid: Grid, resampling: str) -> npt.NDArray[np.float32]:
+def elevation_on(
+    name: str, files: Sequence[Path], grid: Grid, resampling: str
+) -> npt.NDArray[np.float32]:
     """Heights of a DEM at a grid's pixels.
 
     A DEM of much smaller pixels is averaged to about the grid's first, so that none is left out.
     Tiles of one raster are joined before they are resampled: no seams.
 
     Args:
-        path: file or folder of tiles.
+        name: of the DEM, for messages.
+        files: its rasters.
         grid: to warp to.
         resampling: `bilinear` or `cubic`.
 
@@ -80,30 +89,30 @@ def elevation_on(path: Path, grid: Grid, resampling: str) -> npt.NDArray[np.floa
         Metres, float32 (height, width); NaN where the DEM has a void or does not reach.
 
     Raises:
-        InputError: no DEM, one without CRS or damaged, or none that touches the grid.
+        DemError: no DEM, one without CRS or damaged, or none that touches the grid.
     """
     heights = np.full((grid.height, grid.width), np.nan, dtype=np.float32)
     touching: dict[Hashable, list[Path]] = {}
-    for file in dem_files(path):
+    for file in files:
         with _opened(file) as dataset:
             if _touches(dataset, grid):
                 touching.setdefault(_raster_of(dataset), []).append(file)
     if not touching:
-        raise InputError(
-            f"{path}: the DEM does not reach the scene; give the tiles of its ground, or set "
-            "dem_path to null in conf/landsat.yaml"
+        raise DemError(
+            f"{name}: the DEM does not reach the scene; give the tiles of its ground (dem_path in "
+            "conf/landsat.yaml), or none"
         )
-    for files in touching.values():
-        part = _warped(files, grid, Resampling[resampling])
+    for tiles in touching.values():
+        part = _warped(tiles, grid, Resampling[resampling])
         heights = np.where(np.isnan(heights), part, heights)
     unknown = float(np.isnan(heights).mean())
     if unknown == 1:
-        raise InputError(f"{path}: the DEM holds no height of the scene's ground")
+        raise DemError(f"{name}: the DEM holds no height of the scene's ground")
     if unknown > 0:
         log.warning(
             "%s: the DEM has no height for %.1f %% of the scene; elevation and slope are unknown "
             "there",
-            path,
+            name,
             100 * unknown,
         )
     return heights
@@ -113,10 +122,10 @@ def _opened(file: Path) -> Any:
     try:
         dataset = rasterio.open(file)
     except RasterioError as error:
-        raise InputError(f"{file}: cannot be opened as a DEM ({error})") from error
+        raise DemError(f"{file}: cannot be opened as a DEM ({error})") from error
     if not dataset.crs:
         dataset.close()
-        raise InputError(
+        raise DemError(
             f"{file}: the DEM has no coordinate reference system. Assign one, for example with "
             "`gdal_edit.py -a_srs EPSG:4326 FILE`."
         )
@@ -199,8 +208,8 @@ def _warped(files: Sequence[Path], grid: Grid, resampling: Resampling) -> npt.ND
                 warp_mem_limit=256,
             )
     except (RasterioError, CPLE_BaseError) as error:
-        raise InputError(
-            f"{files[0].parent}: the DEM cannot be read ({error.__cause__ or error})"
+        raise DemError(
+            f"{os.path.commonpath(files)}: the DEM cannot be read ({error.__cause__ or error})"
         ) from error
     return target
 

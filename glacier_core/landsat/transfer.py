@@ -24,6 +24,11 @@ from glacier_core.landsat.requesting import Service
 Progress = Callable[[int, int | None], None]
 """Told of bytes that came, and once, before them, of how many will (None where nobody says)."""
 
+
+class WrongFileError(ServiceError):
+    """What a service gives is not what it should be, as it lies there: it came twice."""
+
+
 _STEP = 1 << 20  # bytes that count as getting further
 
 # Multihash (multiformats.io, table multicodec): code of the function and length of the digest,
@@ -65,7 +70,7 @@ def bring(service: Service, asset: Asset, url: str, folder: Path, progress: Prog
     `*.mark`, and is gone on from as long as the server has the same version.
 
     Raises:
-        ServiceError: it cannot be had, or what comes is not what the item says.
+        ServiceError: it cannot be had, or what comes is not what the item says (WrongFileError).
         StorageError: no room.
         Stopped: given up elsewhere; what came is kept.
     """
@@ -90,7 +95,7 @@ def bring(service: Service, asset: Asset, url: str, folder: Path, progress: Prog
             _forget(part, mark)
             text = f"{plain(url)}: what came {wrong}"
             if spoilt > 1:  # whole files are not fetched over and over
-                raise ServiceError(
+                raise WrongFileError(
                     f"{service.name}: {text}, twice. Tell those who run {service.name}, or ask "
                     "another API (--api)"
                 )

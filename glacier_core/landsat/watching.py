@@ -20,7 +20,7 @@ from glacier_core.landsat.search import (
     Criteria,
     search,
 )
-from glacier_core.landsat.terrain import dem_files
+from glacier_core.landsat.terrain import DemError, dem_files
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ def take_in(project: Project, new: NewItem) -> Quality:
     rejected, so that nobody fetches it again until it is processed anew.
 
     Raises:
-        InputError: a setting cannot be used. That is not the scene's fault, and nothing is entered.
+        InputError: a setting or the DEM cannot be used. That is not the scene's fault, and nothing
+            is entered.
         ServiceError: it cannot be fetched now; nothing is entered, the next look finds it again.
         StorageError: no room.
     """
@@ -154,6 +155,8 @@ def take_in(project: Project, new: NewItem) -> Quality:
             new.item, project.root / PRODUCTS, service, coastal="coastal" in conf.bands, quiet=True
         )
         path = ingest_product(project, folder, project.root / SCENES)
+    except DemError:
+        raise
     except InputError as error:
         day = day_of(new.item)
         quality = unusable(new.scene, new.product, day.isoformat() if day else None, error)
