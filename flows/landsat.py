@@ -38,6 +38,7 @@ from glacier_core.model.verdict import Decision
 from glacier_core.settings import SceneConf
 
 SCENE_ADDED = "glacier.scene.added"
+"""Event on which glacier/retrain starts (prefect.yaml): once a run that accepted scenes."""
 
 
 @task(
@@ -69,8 +70,6 @@ def take_in_scene(new: NewItem, root: Path) -> Quality:
     """Fetch, ingest and check one scene."""
     quality = take_in(Project(root), new)
     get_run_logger().info("%s: %s %s", quality.scene, quality.verdict, "; ".join(quality.reasons))
-    if quality.verdict == ACCEPTED:
-        emit_event(SCENE_ADDED, resource={"prefect.resource.id": f"glacier.scene.{quality.scene}"})
     return quality
 
 
@@ -104,6 +103,7 @@ def landsat(root: str = ".", areas: list[str] | None = None, days: int = 60) -> 
             table=[_shown(quality) for quality in done],
             description=f"{len(done)} new scenes; all of them: {TABLE}",
         )
+    _announce(folder, [one.scene for one in done if one.verdict == ACCEPTED])
     for state in [*searches, *taken]:
         state.result()  # what failed fails the run, now that all were tried
     said = f"{len(done)} new scenes" if done else "nothing new"
@@ -111,6 +111,17 @@ def landsat(root: str = ".", areas: list[str] | None = None, days: int = 60) -> 
         said = "nothing to watch: conf/landsat.yaml names no areas"
     logger.info(said)
     return Completed(message=said, data=[f"{one.scene} {one.verdict}" for one in done])
+
+
+def _announce(root: Path, accepted: list[str]) -> None:
+    """Say that there is something to learn from or to map, if there is.
+
+    After the last scene and for all at once: an event a scene would start a training for the first,
+    and another for each that follows.
+    """
+    if accepted:
+        resource = {"prefect.resource.id": "glacier.scenes", "prefect.resource.name": str(root)}
+        emit_event(SCENE_ADDED, resource=resource, payload={"scenes": accepted})
 
 
 def _shown(quality: Quality) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import click
 
-from glacier_core.config import Project
+from glacier_core.config import Project, check, read_yaml
 from glacier_core.errors import InputError, ServiceError, StorageError
 from glacier_core.landsat.catalog_commands import COMMANDS as CATALOG_COMMANDS
 from glacier_core.landsat.commands import COMMANDS as LANDSAT_COMMANDS
 from glacier_core.maps.commands import COMMANDS
 from glacier_core.model.commands import COMMANDS as MODEL_COMMANDS
+from glacier_core.settings import PostprocessConf
 
 # OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
@@ -196,17 +197,21 @@ def configure(
             )
         pairs[name] = path
     settings = [] if like is None else [like / name for name in _METHOD_FILES]
+    channels: list[str] = []
     for source in settings:
         if not source.is_file():
             raise InputError(f"{source}: no such file; --like needs {', '.join(_METHOD_FILES)}")
+        if source.name == "postprocess.yaml":
+            channels = check(PostprocessConf, read_yaml(source), source).channels
     if day is not None:
         try:
             date.fromisoformat(day)
         except ValueError:
             raise InputError(f"--date: expected YYYY-MM-DD, found {day!r}") from None
     conf = write(
-        project, scenes, pairs, border=border, year_field=year_field, bands=bands, date=day, add=add
-    )
+        project, scenes, pairs, border=border, year_field=year_field, bands=bands, date=day, add=add,
+        channels=channels,
+    )  # fmt: skip
     for source in settings:
         folder = project.root if source.name == "params.yaml" else project.root / "conf"
         with whole_file(folder / source.name) as beside:

@@ -74,6 +74,7 @@ def configure(
     bands: str | None,
     date: str | None,
     add: bool,
+    channels: Sequence[str] = (),
 ) -> MaskingConf:
     """Check scenes and outlines, and write `conf/masking_paths.yaml` and `conf/maps.yaml`.
 
@@ -88,6 +89,7 @@ def configure(
         bands: see `band_names`.
         date: ISO date of the scenes; None to read it from each file name.
         add: keep the scenes already configured; classes and bands must agree.
+        channels: bands that every scene must have.
 
     Raises:
         InputError: a file cannot be used; nothing is written.
@@ -104,8 +106,8 @@ def configure(
     for path in scenes:
         if path.stem in entries:
             raise InputError(f"{path}: a second scene named {path.stem}; rename one, names are ids")
-        with Scene(path, names):
-            pass  # what cannot be used is refused now
+        with Scene(path, names) as scene:  # what cannot be used is refused now
+            scene.positions(channels)
         entries[path.stem] = {
             "img_path": _kept(path, project.root),
             "mask_paths": {name: _kept(Path(p), project.root) for name, p in outlines.items()},

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from conftest import edit_yaml, make_scene
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from glacier_core.config import Project
@@ -28,6 +32,7 @@ from glacier_core.landsat.quality import (
     unusable,
     write_table,
 )
+from glacier_core.landsat.swath import Swath
 from glacier_core.raster.bands import ETM_STACK
 
 NAME = "LE07_140041_20051025"
@@ -142,7 +147,7 @@ def _nothing(values: NDArray[np.float32]) -> None:
     ("spoil", "limit", "above", "below", "verdict", "reason"),
     [
         (_clouds, "max_unseen", 0.37, 0.38, REJECTED,
-         "38 % not seen (25 % cloud or shadow), more than 37 %"),
+         "38 % of the swath not seen (25 % cloud or shadow), more than 37 %"),
         (_snow, "max_snow", 0.98, 1.0, REVIEW,
          "snow on 100 % of the ground away from known glaciers, more than 98 %"),
         (_saturated, "max_saturated", 0.24, 0.25, REVIEW,
@@ -188,7 +193,7 @@ def test_a_scene_that_was_nowhere_seen_is_rejected_without_drift(project: Projec
     values[BQA] = CLOUD
     found = look(project, values)
     assert found.verdict == REJECTED
-    assert "100 % not seen (100 % cloud or shadow)" in found.reasons[0]
+    assert "100 % of the swath not seen (100 % cloud or shadow)" in found.reasons[0]
     assert (found.snow, found.saturated, found.drift) == (None, 0.0, {})
 
 
@@ -224,6 +229,105 @@ def test_inventories_that_cannot_be_read_hinder_no_look(
     (project.root / "data/raw/outlines/debris.gpkg").write_bytes(b"")
     assert look(project, bare()).verdict == ACCEPTED
     assert "debris.gpkg: cannot be read" in caplog.text
+
+
+# --- the imaged swath -------------------------------------------------------------------------
+
+CHANNELS = ["green", "swir16", "elevation"]
+
+
+def tilted(shape: tuple[int, int], degrees: float = 12) -> NDArray[np.bool_]:
+    """Where a descending orbit's scene lies in its grid: a parallelogram, its corners cut off."""
+    rows, cols = np.indices(shape)
+    across = (cols - shape[1] / 2) + np.tan(np.radians(degrees)) * (rows - shape[0] / 2)
+    down = (rows - shape[0] / 2) - np.tan(np.radians(degrees)) * (cols - shape[1] / 2)
+    inside: NDArray[np.bool_] = (abs(across) < 0.38 * shape[1]) & (abs(down) < 0.38 * shape[0])
+    return inside
+
+
+def broken(shape: tuple[int, int], degrees: float = 12) -> NDArray[np.bool_]:
+    """Gaps of a scan-line corrector: stripes across the swath, narrow in its middle."""
+    rows, cols = np.indices(shape)
+    along = rows - np.tan(np.radians(degrees)) * cols
+    width = 1 + 13 * abs(cols - shape[1] / 2) / (shape[1] / 2)
+    gaps: NDArray[np.bool_] = along % 33 < width
+    return gaps
+
+
+def ingested(
+    project: Project, swath: NDArray[np.bool_], gap: NDArray[np.bool_], cloud: NDArray[np.bool_]
+) -> Quality:
+    """A look at a scene as `glacier ingest` makes it: NaN, and fill in QA_PIXEL, for nothing."""
+    edit_yaml(project.root / "conf/postprocess.yaml", channels=CHANNELS)
+    values = np.full((4, *swath.shape), 0.3, dtype=np.float32)
+    values[2] = 4000  # a DEM reaches everywhere
+    values[3] = np.where(cloud, 22280, 21824)
+    values[:2, ~swath | gap], values[3, ~swath | gap] = np.nan, 1
+    path = make_scene(
+        project.root / f"{NAME}.tif", bands=[*CHANNELS, "QA_PIXEL"], values=values, nodata=np.nan
+    )
+    return check_scene(Project(project.root), path)
+
+
+def test_corners_outside_the_swath_are_no_gap(project: Project) -> None:
+    shape = (600, 540)
+    swath, none = tilted(shape), np.zeros(shape, dtype=bool)
+    assert 0.3 < 1 - swath.mean() < 0.6
+    limits(project, max_unseen=0.0)
+    found = ingested(project, swath, none, none)
+    assert (found.verdict, found.no_value, found.covered) == (ACCEPTED, 0, 0)
+
+
+def test_scan_line_gaps_and_clouds_are_shares_of_the_swath(project: Project) -> None:
+    shape = (600, 540)
+    swath, gap = tilted(shape), broken(shape)
+    cloud = np.zeros(shape, dtype=bool)
+    cloud[200:330] = True
+    limits(project, max_unseen=0.5)
+    found = ingested(project, swath, gap, cloud)
+    pixels = swath.sum()
+    # Where a gap takes a corner of the swath itself, the hull is smaller by a few pixels.
+    assert found.no_value == pytest.approx((gap & swath).sum() / pixels, abs=0.004)
+    assert found.covered == pytest.approx((cloud & swath & ~gap).sum() / pixels, rel=0.004)
+    assert 0.15 < found.no_value < 0.3
+    assert (found.verdict, found.reasons) == (ACCEPTED, [])
+
+
+def test_a_scene_of_nothing_but_fill_is_rejected_whatever_the_limit(project: Project) -> None:
+    limits(project, max_unseen=1.0)
+    none = np.zeros((40, 40), dtype=bool)
+    found = ingested(project, none, none, none)
+    assert (found.covered, found.no_value, found.snow) == (0, 1, None)
+    assert found.verdict == REJECTED
+    assert found.reasons == ["nothing was imaged: no pixel has a value in any channel"]
+
+
+def test_heights_that_a_dem_lacks_are_not_seen_though_imaged(project: Project) -> None:
+    edit_yaml(project.root / "conf/postprocess.yaml", channels=CHANNELS)
+    values = np.full((3, 40, 40), 0.3, dtype=np.float32)
+    values[2, :10] = np.nan
+    path = make_scene(project.root / f"{NAME}.tif", bands=CHANNELS, values=values)
+    assert check_scene(Project(project.root), path).no_value == 0.25
+
+
+def hull_by_geos(imaged: NDArray[np.bool_]) -> int:
+    """Pixels in the convex hull, by GEOS and one after the other."""
+    points = np.argwhere(imaged)
+    shape = shapely.convex_hull(shapely.MultiPoint(points))
+    return int(shapely.intersects_xy(shape.buffer(1e-6), *np.indices(imaged.shape)).sum())
+
+
+masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+@given(imaged=masks, strip=st.integers(1, 12))
+def test_the_swath_is_the_convex_hull_of_all_imaged_pixels(
+    imaged: NDArray[np.bool_], strip: int
+) -> None:
+    swath = Swath(len(imaged))
+    for row in range(0, len(imaged), strip):
+        swath.add(row, imaged[row : row + strip])
+    assert swath.pixels == (hull_by_geos(imaged) if imaged.any() else 0)
 
 
 # --- the table -------------------------------------------------------------------------------

@@ -365,6 +365,15 @@ def test_what_others_wrote_is_text_and_never_runs(
     assert page.js("window.hacked") is None
 
 
+def test_glaciers_without_a_terrain_model_have_no_hypsometry(
+    opened: Callable[[Path], Opened], tmp_path: Path
+) -> None:
+    folder, outlines = make_map(tmp_path), make_map_outlines(tmp_path, terrain=False)
+    page = opened(report(tmp_path, folder, outlines))
+    said = page.page.locator("#hypsometry").inner_text()
+    assert "There is no terrain model with this scene" in said
+
+
 @pytest.mark.parametrize("unlocated", [False, True])
 def test_a_map_without_a_glacier(
     opened: Callable[[Path], Opened], tmp_path: Path, unlocated: bool
@@ -374,7 +383,8 @@ def test_a_map_without_a_glacier(
     outlines = make_map_outlines(tmp_path, ground=ground, terrain=False)
     page = opened(report(tmp_path, folder, outlines))
     assert "No glacier was found in this scene." in page.page.locator("#glaciers").inner_text()
-    assert "no terrain model" in page.page.locator("#hypsometry").inner_text()
+    said = page.page.locator("#hypsometry").inner_text()
+    assert "No glacier was found, so there is no area by elevation." in said
     assert page.page.locator("input[data-layer=outlines]").count() == 0
     # All tools have room, none hides in a menu.
     assert page.page.locator(".bk-tool-icon-save").is_visible()

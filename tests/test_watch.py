@@ -99,7 +99,7 @@ class Prefect:
         for left in range(9, -1, -1):
             try:
                 with urllib.request.urlopen(request, timeout=20) as answer:
-                    return json.load(answer)
+                    return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 # Its SQLite is locked for a moment.
                 if error.code != 503 or not left:
@@ -130,6 +130,27 @@ class Prefect:
     def deployed(self, deployment: str, **parameters: Any) -> dict[str, Any]:
         """Run a deployment to its end."""
         return self.ended(self.begin(deployment, **parameters))
+
+    def heed_events(self, heeds: bool) -> None:
+        """Whether events start runs."""
+        for automation in self.ask("/automations/filter"):
+            self._asked(
+                urllib.request.Request(
+                    f"{self.url}/automations/{automation['id']}",
+                    json.dumps({"enabled": heeds}).encode(),
+                    {"Content-Type": "application/json"},
+                    method="PATCH",
+                )
+            )
+
+    def runs(self, deployment: str) -> dict[str, dict[str, Any]]:
+        """All runs of a deployment that were due until now, by id."""
+        found = self.ask(
+            "/flow_runs/filter",
+            deployments={"name": {"any_": [deployment.split("/")[1]]}},
+            flow_runs={"expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
+        )
+        return {one["id"]: one for one in found}
 
     def tasks(self, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [flow_run["id"]]}})
@@ -189,6 +210,8 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
         run(folder, "prefect", "work-pool", "create", "glacier", "--type", "process", "--overwrite",
             **chosen)  # fmt: skip
         run(folder, "prefect", "deploy", "--all", "--no-prompt", **chosen)
+        # A retraining in the midst of another test would change what that finds.
+        server.heed_events(False)
         server.start("worker", "prefect", "worker", "start", "--pool", "glacier")
         yield server
     finally:
@@ -488,6 +511,44 @@ def test_the_first_retraining_trains_the_champion_and_the_second_says_nothing_ne
     assert again["state"]["message"] == "nothing new to learn from"
     assert again["total_run_time"] < 60
     assert versions(prefect.folder) == {"1"}
+
+
+def test_a_look_starts_one_retraining_if_it_accepted_scenes_and_none_if_not(
+    watched: Watched, prefect: Prefect, trained: dict[str, Any]
+) -> None:
+    assert trained["state_type"] == "COMPLETED"
+    before = set(prefect.runs("glacier/retrain"))
+    prefect.heed_events(True)
+    try:
+        watched.offer(product(4), QA_PIXEL=22280)
+        assert watched.watch(prefect)["state"]["message"] == "1 new scenes"
+        # Time enough for the next, which counts runs that came late too.
+        watched.offer(product(20))
+        watched.offer(product(36))
+        watched.api.fault(f"/files/{product(50)}/", "status", status=500)
+        watched.offer(product(50))
+        looked = watched.watch(prefect)
+        assert looked["state_type"] == "FAILED"  # one did not come, which hinders no other
+        wait_for(lambda: set(prefect.runs("glacier/retrain")) - before, "the retraining")
+        time.sleep(10)
+        [started] = set(prefect.runs("glacier/retrain")) - before
+    finally:
+        prefect.heed_events(False)
+    assert {row["verdict"] for row in watched.rows().values()} == {ACCEPTED, REJECTED}
+    done = prefect.ended(started)
+    assert (done["state_type"], done["state"]["message"]) == (
+        "COMPLETED", "nothing new to learn from"
+    )  # fmt: skip
+    assert done["created_by"]["type"] == "AUTOMATION"
+    events = prefect.ask(
+        "/events/filter", filter={"event": {"name": ["glacier.scene.added"]}}, limit=50
+    )["events"]
+    said = [
+        event["payload"]["scenes"]
+        for event in events
+        if event["resource"]["prefect.resource.name"] == str(watched.root.resolve())
+    ]
+    assert said == [[name_of(product(36)), name_of(product(20))]]
 
 
 def test_a_scene_with_labels_is_learned_from_and_one_without_waits_for_review(

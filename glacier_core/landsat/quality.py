@@ -20,9 +20,10 @@ from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import outlines_for
-from glacier_core.raster.bands import ZERO_IS_FILL, find_common
+from glacier_core.landsat.swath import Swath
+from glacier_core.raster.bands import QUALITY_BANDS, TERRAIN, ZERO_IS_FILL, find_common
 from glacier_core.raster.grid import Grid, Window
-from glacier_core.raster.scene import COVERED, NO_VALUE, Scene, date_in
+from glacier_core.raster.scene import COVERED, Scene, date_in
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ class Quality:
         date: ISO, or None.
         verdict: `accepted`, `rejected` or `needs review`.
         reasons: why it was not simply accepted.
-        covered: share of pixels under cloud or shadow.
-        no_value: share without a value: fill, gaps.
+        covered: share of the imaged swath under cloud or shadow.
+        no_value: share of it without a value: scan-line gaps, saturation, voids of the DEM; 1
+            where nothing was imaged.
         snow: share of the seen pixels away from known glaciers that look like snow; None where
             the channels do not tell.
         saturated: share of the seen pixels in which a channel is at its end.
@@ -99,10 +101,9 @@ class Quality:
 
 @dataclass
 class _Counts:
-    pixels: int = 0
+    swath: int = 0
     seen: int = 0
     covered: int = 0
-    no_value: int = 0
     saturated: int = 0
     away: int = 0
     snow: int = 0
@@ -131,15 +132,19 @@ def check_scene(
             counts, statistics = _counted(scene, channels, _known_ice(project, scene.grid))
     except InputError as error:
         return unusable(name, product, day, error, place)
-    covered, no_value = counts.covered / counts.pixels, counts.no_value / counts.pixels
+    # What lies in the swath and was neither seen nor covered has no value; nothing seen lies outside.
+    covered = counts.covered / max(counts.swath, 1)
+    no_value = 1 - (counts.covered + counts.seen) / max(counts.swath, 1)
     snow = counts.snow / counts.away if counts.away and _sees_snow(channels) else None
     saturated = counts.saturated / max(counts.seen, 1)
     drift = _drift(project, statistics) if counts.seen else {}
     rejected, doubtful = [], []
-    if covered + no_value > limits.max_unseen:
+    if not counts.swath or covered + no_value > limits.max_unseen:
         rejected.append(
-            f"{100 * (covered + no_value):.0f} % not seen ({100 * covered:.0f} % cloud or shadow), "
-            f"more than {100 * limits.max_unseen:.0f} %"
+            f"{100 * (covered + no_value):.0f} % of the swath not seen ({100 * covered:.0f} % cloud "
+            f"or shadow), more than {100 * limits.max_unseen:.0f} %"
+            if counts.swath
+            else "nothing was imaged: no pixel has a value in any channel"
         )
     if snow is not None and snow > limits.max_snow:
         doubtful.append(
@@ -217,15 +222,17 @@ def _counted(
 ) -> tuple[_Counts, ChannelStatistics]:
     counts, statistics = _Counts(), ChannelStatistics(channels)
     names, grid = list(channels), scene.grid
+    swath = Swath(grid.height)
+    # A DEM has heights, and a quality band bits, where no satellite looked.
+    imaging = [k for k, name in enumerate(names) if name not in TERRAIN | QUALITY_BANDS.keys()]
     green, swir = find_common(names, "green"), find_common(names, "swir1")
     for row in range(0, grid.height, _STRIP_ROWS):
         window = Window(row, 0, min(_STRIP_ROWS, grid.height - row), grid.width)
         values, unseen = scene.view(window, channels)
         seen = unseen == 0
-        counts.pixels += seen.size
+        swath.add(row, np.logical_or.reduce(np.isfinite(values[imaging])))
         counts.seen += int(seen.sum())
         counts.covered += int((unseen == COVERED).sum())
-        counts.no_value += int((unseen == NO_VALUE).sum())
         pixels = values[:, seen]
         statistics.partial_fit(pixels.T)
         counts.saturated += int(_saturated(names, pixels).sum())
@@ -235,6 +242,7 @@ def _counted(
             difference = pixels[green] - pixels[swir]
             bright = difference > _SNOW_INDEX * np.abs(pixels[green] + pixels[swir])
             counts.snow += int((bright & away).sum())
+    counts.swath = swath.pixels
     return counts, statistics
 
 

@@ -26,6 +26,7 @@ from glacier_core.maps.scenemap import (
 from glacier_core.maps.styles import write_class_style
 from glacier_core.maps.sweep import Statistics, Sweep, layers
 from glacier_core.model.opening import open_model
+from glacier_core.raster.bands import how_to_get
 from glacier_core.raster.scene import Scene, date_in, find_scenes
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _check_bands(scene: Scene, ensemble: Ensemble) -> None:
         raise InputError(
             f"{scene.path}: has no band {', '.join(missing)}, which {', '.join(ensemble.names)} "
             f"needs; it has {', '.join(scene.bands)}. Map it with a model of its own bands, or "
-            "name them right with --bands."
+            f"name them right with --bands.{how_to_get(missing, scene.bands)}"
         )
 
 

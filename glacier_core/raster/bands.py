@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,9 @@ ETM_STACK = "B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8 BQA NDWI NDSI NDVI elevati
 # ETM+ digital numbers run from 1 to 255; 0 is fill, also where a file declares no nodata
 # (Landsat 7 Data Users Handbook, section 5). Each band has its own: scan-line gaps differ by band.
 ZERO_IS_FILL = frozenset("B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8".split())
+
+TERRAIN = frozenset("elevation elevation_m slope slope_deg".split())
+"""Bands that a DEM gives, also where no satellite looked."""
 
 # Common names of the bands that rules need, by the names met in files.
 _COMMON = {
@@ -28,6 +33,32 @@ def find_common(names: list[str], common: str) -> int | None:
         if name in names:
             return names.index(name)
     return None
+
+
+def how_to_get(missing: Iterable[str], bands: Iterable[str]) -> str:
+    """How a Collection 2 scene comes by bands that it lacks; a sentence for the end of a message.
+
+    Args:
+        missing: names of the bands.
+        bands: that the scene has.
+
+    Returns:
+        Empty where there is nothing to say.
+    """
+    missing = set(missing)
+    if "QA_PIXEL" not in bands:
+        return ""
+    if missing & TERRAIN:
+        return (
+            " Elevation and slope come from a DEM: name it in conf/landsat.yaml (dem_path), then "
+            "`glacier ingest` the product again."
+        )
+    if "lwir" in missing:
+        return (
+            " Only products with surface temperature (L2SP) have lwir: choose channels without it, or "
+            "leave this scene out."
+        )
+    return ""
 
 
 def _bit(values: npt.NDArray[np.int64], bit: int) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,13 @@ import rasterio.windows
 from rasterio.errors import RasterioError
 
 from glacier_core.errors import InputError
-from glacier_core.raster.bands import ETM_STACK, QUALITY_BANDS, ZERO_IS_FILL, unseen_by_quality
+from glacier_core.raster.bands import (
+    ETM_STACK,
+    QUALITY_BANDS,
+    ZERO_IS_FILL,
+    how_to_get,
+    unseen_by_quality,
+)
 from glacier_core.raster.grid import Grid, Window
 
 # GDAL's own default is 5 % of the machine's memory, which would grow with the machine. In bytes:
@@ -173,7 +179,7 @@ class Scene:
         if missing:
             raise InputError(
                 f"{self.path}: has no band {', '.join(missing)}; it has {', '.join(self.bands)}. "
-                "Channels are chosen in conf/postprocess.yaml."
+                f"Channels are chosen in conf/postprocess.yaml.{how_to_get(missing, self.bands)}"
             )
         return [self.bands.index(name) for name in names]
 
