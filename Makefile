@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test format lock clean
+.PHONY: help setup demo test bench format lock clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ test: setup  ## lint, types, tests; the slow ones too with SLOW=1
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
 	$(if $(SLOW),$(BIN)/python -m pytest -m slow)
+
+# SMALL=1 checks results in two minutes; ARGS goes on to `python -m benchmarks` (--help says what).
+bench: setup  ## measure speed and memory beside a plain reference and the machine's floor
+	$(BIN)/python -m benchmarks $(if $(SMALL),--small) $(ARGS)
 
 format: setup  ## format the code
 	$(BIN)/ruff check --fix .
