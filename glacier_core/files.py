@@ -127,9 +127,21 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_array(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Write a `.npy` file. Where there is no room, the error says so; that of `np.save` does not."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    path.write_bytes(buffer.getbuffer())
+    array = np.ascontiguousarray(array)
+    with path.open("wb", buffering=0) as file:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        _write_all(file, header.getbuffer())
+        _write_all(file, array.data.cast("B") if array.size else b"")
+
+
+def _write_all(file: io.FileIO, content: memoryview | bytes) -> None:
+    """Write to the last byte: one call may take less, and at most 2 GiB."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 @contextmanager

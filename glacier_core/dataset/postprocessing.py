@@ -13,6 +13,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 from shapely.geometry import mapping
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from glacier_core.files import link_or_copy, whole_file, whole_folder, write_jso
 from glacier_core.labels.inventory import read_vector
 from glacier_core.labels.masking import read_metadata
 from glacier_core.settings import SPLITS, PostprocessConf, PostprocessParams
+from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +214,20 @@ def _link(
 def _fingerprint(folder: Path, content: dict[str, Any]) -> str:
     """Hash of the description and of every slice in it."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in SPLITS:
-        for sample in content["splits"][name]:
-            for file in (sample["img"], sample["label"]):
-                with (folder / name / file).open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    files = [
+        folder / name / sample[kind]
+        for name in SPLITS
+        for sample in content["splits"][name]
+        for kind in ("img", "label")
+    ]
+    for found in in_threads(_digest, files):
+        digest.update(found)
     return digest.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _statistics(project: Project, dataset: Dataset) -> None:
@@ -225,9 +235,17 @@ def _statistics(project: Project, dataset: Dataset) -> None:
     statistics = ChannelStatistics(dataset.channels)
     samples, once = dataset.splits["train"], dataset.counted_once("train")
     pairs = zip(samples, once, strict=True)
-    for sample, first in tqdm(pairs, total=len(samples), desc="statistics", disable=None):
+
+    def of_slice(pair: tuple[Sample, npt.NDArray[np.bool_]]) -> ChannelStatistics:
+        sample, first = pair
         valid = (dataset.label("train", sample) != IGNORED) & first
-        statistics.partial_fit(dataset.image("train", sample)[valid])
+        return ChannelStatistics(dataset.channels).partial_fit(
+            dataset.image("train", sample)[valid]
+        )
+
+    parts = in_threads(of_slice, pairs)
+    for part in tqdm(parts, total=len(samples), desc="statistics", disable=None):
+        statistics.merge(part)
     require_observed(statistics)
     for name in statistics.constant():
         logger.warning(

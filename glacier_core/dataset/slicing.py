@@ -20,7 +20,9 @@ from glacier_core.errors import InputError
 from glacier_core.files import save_array, whole_folder
 from glacier_core.labels.masking import read_metadata
 from glacier_core.raster.grid import Grid, Window, tile_windows
-from glacier_core.raster.scene import Scene, unseen_values
+from glacier_core.raster.scene import Scene
+from glacier_core.raster.tiles import read_tiles
+from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -217,22 +219,15 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
                 grid.width,
                 params.size,
             )
-        records, footprints = [], []
         windows = tile_windows(grid.height, grid.width, params.size, params.overlap)
         with whole_folder(project.slice_folder(scene_id)) as folder:
-            for k, window in enumerate(tqdm(windows, desc=f"slice {scene_id}", disable=None)):
-                pixels = scene.read(window)
-                seen = scene.seen(pixels, used) & (border[window.slices] == 1)
-                label = label_of(mask[window.slices], seen)
-                record = _describe(
-                    scene_id, k, window, scene.bands, scene.nodata, conf.classes, pixels, label
-                )
-                if record.img is not None and record.label is not None:
-                    pixels = _blank(pixels, scene.nodata)
-                    save_array(folder / record.img, _padded(pixels, params.size, scene.nodata))
-                    save_array(folder / record.label, _padded(label, params.size, [IGNORED]))
-                records.append(record)
-                footprints.append(footprint(grid, window))
+            cutter = _Cutter(scene_id, scene, used, params.size, conf.classes, mask, border, folder)
+            cut = in_threads(
+                lambda tile: cutter.write(tile[0], windows[tile[0]], tile[1]),
+                read_tiles(scene, windows),
+            )
+            bar = tqdm(cut, total=len(windows), desc=f"slice {scene_id}", disable=None)
+            records = sorted(bar, key=lambda record: record.k)
             result = SlicedScene(
                 id=scene_id,
                 source=scene_conf.img_path,
@@ -242,7 +237,7 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
                 classes=conf.classes,
                 used=used,
                 slices=records,
-                footprints=footprints,
+                footprints=[footprint(grid, window) for window in windows],
             )
             (folder / "slices.geojson").write_text(json.dumps(result.to_geojson()))
     unseen = sum(record.img is None for record in records)
@@ -268,50 +263,88 @@ def _mapped(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     return array
 
 
-def _describe(
-    scene_id: str,
-    k: int,
-    window: Window,
-    bands: Sequence[str],
-    nodata: Sequence[float | None],
-    classes: Sequence[str],
-    pixels: npt.NDArray[np.generic],
-    label: npt.NDArray[np.uint8],
-) -> SliceRecord:
-    valid = label[..., 0] != IGNORED
-    count = int(valid.sum())
-    fractions = {
-        name: int((label[..., i] == 1).sum()) / count if count else 0.0
-        for i, name in enumerate(classes)
-    }
-    mean: dict[str, float | None] = {}
-    for i, (name, unseen) in enumerate(zip(bands, nodata, strict=True)):
-        values = pixels[..., i][valid]
-        values = values[~unseen_values(values, unseen)].astype(np.float64)
-        mean[name] = float(values.mean()) if values.size else None
-    return SliceRecord(
-        scene=scene_id,
-        k=k,
-        img=f"slice_{scene_id}_img_{k}.npy" if count else None,
-        label=f"slice_{scene_id}_label_{k}.npy" if count else None,
-        row=window.row,
-        col=window.col,
-        height=window.height,
-        width=window.width,
-        valid_fraction=count / valid.size,
-        class_fractions=fractions,
-        mean=mean,
-    )
+@dataclass(frozen=True)
+class _Cutter:
+    """Writes slices of one scene; threads may share it.
+
+    Attributes:
+        id: of the scene.
+        scene: its bands.
+        used: channels in which a pixel must be seen.
+        size: of a slice, pixels.
+        classes: names of the mask's channels.
+        mask, border: of the whole scene, on disk.
+        folder: where slices go.
+    """
+
+    id: str
+    scene: Scene
+    used: Sequence[str]
+    size: int
+    classes: Sequence[str]
+    mask: npt.NDArray[np.uint8]
+    border: npt.NDArray[np.uint8]
+    folder: Path
+
+    def write(self, k: int, window: Window, pixels: npt.NDArray[np.generic]) -> SliceRecord:
+        """Write slice `k`, unless nothing is known of it; `pixels` become what is stored."""
+        absent = self.scene.absent(pixels)
+        seen = self.scene.seen(pixels, self.used, absent)
+        seen &= self.border[window.slices] == 1
+        label = label_of(self.mask[window.slices], seen)
+        record = self._described(k, window, pixels, absent, seen, label)
+        if record.img is not None and record.label is not None:
+            nodata = self.scene.nodata
+            _blank(pixels, absent, nodata)
+            save_array(self.folder / record.img, _padded(pixels, self.size, nodata))
+            save_array(self.folder / record.label, _padded(label, self.size, [IGNORED]))
+        return record
+
+    def _described(
+        self,
+        k: int,
+        window: Window,
+        pixels: npt.NDArray[np.generic],
+        absent: npt.NDArray[np.bool_],
+        valid: npt.NDArray[np.bool_],
+        label: npt.NDArray[np.uint8],
+    ) -> SliceRecord:
+        count = int(valid.sum())
+        fractions = {
+            name: int((label[..., i] == 1).sum()) / count if count else 0.0
+            for i, name in enumerate(self.classes)
+        }
+        mean: dict[str, float | None] = {}
+        for i, name in enumerate(self.scene.bands):
+            values = pixels[..., i][valid & ~absent[..., i]]
+            mean[name] = float(values.mean(dtype=np.float64)) if values.size else None
+        return SliceRecord(
+            scene=self.id,
+            k=k,
+            img=f"slice_{self.id}_img_{k}.npy" if count else None,
+            label=f"slice_{self.id}_label_{k}.npy" if count else None,
+            row=window.row,
+            col=window.col,
+            height=window.height,
+            width=window.width,
+            valid_fraction=count / valid.size,
+            class_fractions=fractions,
+            mean=mean,
+        )
 
 
 def _blank(
-    pixels: npt.NDArray[np.generic], nodata: Sequence[float | None]
-) -> npt.NDArray[np.generic]:
-    """Floats with NaN wherever a band was not seen; integers keep their nodata value."""
+    pixels: npt.NDArray[np.generic],
+    absent: npt.NDArray[np.bool_],
+    nodata: Sequence[float | None],
+) -> None:
+    """NaN in floats wherever a band was not seen; in integers, its nodata value."""
     if pixels.dtype.kind == "f":
-        for i, value in enumerate(nodata):
-            pixels[..., i][unseen_values(pixels[..., i], value)] = np.nan
-    return pixels
+        np.copyto(pixels, np.nan, where=absent)
+        return
+    for i, value in enumerate(nodata):
+        if value is not None:
+            pixels[..., i][absent[..., i]] = value
 
 
 def _padded(

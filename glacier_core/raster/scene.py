@@ -24,10 +24,11 @@ from glacier_core.raster.bands import (
     unseen_by_quality,
 )
 from glacier_core.raster.grid import Grid, Window
+from glacier_core.threads import thread_count
 
 # GDAL's own default is 5 % of the machine's memory, which would grow with the machine. In bytes:
 # Rasterio does not take small numbers for megabytes, as GDAL does.
-_GDAL = {"GDAL_CACHEMAX": 32 * 2**20, "GDAL_NUM_THREADS": "2"}
+_CACHE = 32 * 2**20
 
 # Why a pixel was not seen, in `Scene.view`.
 NO_VALUE, COVERED = 1, 2
@@ -105,7 +106,7 @@ class Scene:
         """
         self.path = path
         self._must_be_located = must_be_located
-        self._environment = rasterio.Env(**_GDAL)
+        self._environment = rasterio.Env(GDAL_CACHEMAX=_CACHE, GDAL_NUM_THREADS=str(thread_count()))
         self._environment.__enter__()
         try:
             self._dataset = rasterio.open(path)
@@ -191,8 +192,25 @@ class Scene:
         Raises:
             InputError: the file is truncated or damaged there.
         """
-        stack = self._load(window, range(len(self.bands)))
-        return np.ascontiguousarray(np.moveaxis(stack, 0, -1))
+        shape = (window.height, window.width, len(self.bands))
+        pixels: npt.NDArray[np.generic] = np.empty(shape, dtype=self.dtype)
+        self.read_into(pixels, window)
+        for i, (name, nodata) in enumerate(zip(self.bands, self.nodata, strict=True)):
+            if nodata is not None and name in ZERO_IS_FILL:
+                pixels[..., i][pixels[..., i] == 0] = nodata
+        return pixels
+
+    def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
+        """As `read`, exactly as stored, into an array that is there already."""
+        # GDAL puts each value where it belongs: turning the axes afterwards would take as long
+        # as decoding a third of the file.
+        self._load_into(np.moveaxis(pixels, -1, 0), window, range(len(self.bands)))
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of the pieces that the file is compressed in."""
+        height, width = self._dataset.block_shapes[0]
+        return int(height), int(width)
 
     def view(
         self, window: Window, channels: Sequence[str], also: Sequence[str] = ()
@@ -243,45 +261,76 @@ class Scene:
 
     def _load(self, window: Window, positions: Sequence[int]) -> npt.NDArray[np.generic]:
         """Bands of a window as stored, (bands, height, width), fill made one."""
+        shape = (len(positions), window.height, window.width)
+        stack: npt.NDArray[np.generic] = np.empty(shape, dtype=self.dtype)
+        self._load_into(stack, window, positions)
+        for layer, position in zip(stack, positions, strict=True):
+            # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
+            nodata = self.nodata[position]
+            if nodata is not None and self.bands[position] in ZERO_IS_FILL:
+                layer[layer == 0] = nodata
+        return stack
+
+    def _load_into(
+        self, stack: npt.NDArray[np.generic], window: Window, positions: Sequence[int]
+    ) -> None:
         target = rasterio.windows.Window(window.col, window.row, window.width, window.height)
         numbers = [position + 1 for position in positions]
         try:
-            stack = self._dataset.read(numbers, window=target, out_dtype=self.dtype)
+            self._dataset.read(numbers, window=target, out=stack)
         except RasterioError as error:
             cause = error.__cause__ or error
             raise InputError(
                 f"{self.path}: damaged or truncated: rows {window.row} to "
                 f"{window.row + window.height} cannot be read ({cause})"
             ) from error
-        for layer, position in zip(stack, positions, strict=True):
-            # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
-            nodata = self.nodata[position]
-            if nodata is not None and self.bands[position] in ZERO_IS_FILL:
-                layer[layer == 0] = nodata
-        filled: npt.NDArray[np.generic] = stack
-        return filled
+
+    def absent(self, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+        """Where each band holds no observation: nodata, NaN, infinity, a 0 that means fill.
+
+        Args:
+            pixels: (height, width, bands), from `read` or `read_into`.
+
+        Returns:
+            bool (height, width, bands).
+        """
+        absent = unseen_values(pixels, None)
+        fills = [
+            {
+                value
+                for value in (nodata, 0.0 if name in ZERO_IS_FILL else None)
+                if value is not None
+            }
+            for name, nodata in zip(self.bands, self.nodata, strict=True)
+        ]
+        for value in set().union(*fills):
+            holders = [value in fill for fill in fills]
+            absent |= (pixels == value) & holders if not all(holders) else pixels == value
+        return absent
 
     def seen(
-        self, pixels: npt.NDArray[np.generic], channels: Sequence[str]
+        self,
+        pixels: npt.NDArray[np.generic],
+        channels: Sequence[str],
+        absent: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.bool_]:
         """Where the ground was seen in every one of `channels`, and no quality band objects.
 
         Args:
-            pixels: (height, width, bands) from `read`.
+            pixels: (height, width, bands), from `read` or `read_into`.
             channels: names of the bands in use. Quality bands count whether named or not.
+            absent: of `pixels`, where it is known already.
 
         Returns:
             bool (height, width).
         """
+        absent = self.absent(pixels) if absent is None else absent
+        quality = [name for name in QUALITY_BANDS if name in self.bands]
         seen = np.ones(pixels.shape[:2], dtype=bool)
-        for position in self.positions(channels):
-            seen &= ~unseen_values(pixels[..., position], self.nodata[position])
-        for name in QUALITY_BANDS:
-            if name in self.bands:
-                position = self.bands.index(name)
-                quality = pixels[..., position]
-                seen &= ~unseen_by_quality(name, quality)
-                seen &= ~unseen_values(quality, self.nodata[position])
+        for position in self.positions([*channels, *quality]):
+            seen &= ~absent[..., position]
+        for name in quality:
+            seen &= ~unseen_by_quality(name, pixels[..., self.bands.index(name)])
         return seen
 
     def close(self) -> None:
