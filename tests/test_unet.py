@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from glacier_core.model.unet import Architecture, Normalise, UNet
+from glacier_core.model.unet import Architecture, Normalise, UNet, folded
 
 
 def architecture(**changes: Any) -> Architecture:
@@ -239,3 +239,36 @@ def test_a_constant_channel_is_centred_not_exploded(impute: str | float) -> None
 def test_statistics_are_not_among_the_weights() -> None:
     """So that they stand once, in model.json, and no file of weights contradicts it."""
     assert Normalise([1.0], [2.0], "mean").state_dict() == {}
+
+
+# --- in use ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout_at", ["all", "deep"])
+@pytest.mark.parametrize("spatial_dropout", [False, True])
+@pytest.mark.parametrize("normalisation", ["batch", "none"])
+def test_the_folded_network_is_the_same_function_and_leaves_the_other_alone(
+    dropout_at: str, spatial_dropout: bool, normalisation: str
+) -> None:
+    net = network(
+        dropout_at=dropout_at, spatial_dropout=spatial_dropout, normalisation=normalisation
+    )
+    x = pixels(2, 24, 20)
+    for _ in range(5):  # statistics of their own for every batch normalisation
+        net(3 * x + 1)
+    net.eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        quick = folded(net)
+        torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-5)
+    kinds = {type(layer) for layer in quick.modules()}
+    assert not kinds & {nn.BatchNorm2d, nn.Dropout, nn.Dropout2d}
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_the_mean_stands_in_for_what_is_no_number() -> None:
+    normalise = Normalise([5.0, 1.0], [2.0, 0.0], "mean")
+    x = torch.tensor([7.0, math.nan, math.inf, -math.inf]).view(1, 1, 2, 2).repeat(1, 2, 1, 1)
+    kept = x.clone()
+    assert normalise(x)[0].flatten(1).tolist() == [[1.0, 0.0, 0.0, 0.0], [6.0, 0.0, 0.0, 0.0]]
+    torch.testing.assert_close(x, kept, equal_nan=True)  # what is given stays as it is
