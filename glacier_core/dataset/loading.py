@@ -175,14 +175,16 @@ def read_channels(
         window: part to read; NaN where it reaches past `stored`.
     """
     part = stored if window is None else stored[window.slices]
-    shape = part.shape[:2] if window is None else (window.height, window.width)
-    out = np.full((*shape, len(channels)), np.nan, dtype=np.float32)
     positions = [scene.bands.index(name) for name in channels]
-    chosen = part[..., positions]
-    inside = out[: chosen.shape[0], : chosen.shape[1]]
-    inside[:] = chosen
-    for i, position in enumerate(positions):
-        inside[..., i][unseen_values(chosen[..., i], scene.nodata[position])] = np.nan
+    chosen = part[..., positions].astype(np.float32, copy=False)
+    # Slices of floats hold NaN wherever a band was not seen; see `slice_scene`.
+    if part.dtype.kind != "f":
+        for i, position in enumerate(positions):
+            chosen[..., i][unseen_values(part[..., position], scene.nodata[position])] = np.nan
+    if window is None or chosen.shape[:2] == (window.height, window.width):
+        return np.ascontiguousarray(chosen)
+    out = np.full((window.height, window.width, len(channels)), np.nan, dtype=np.float32)
+    out[: chosen.shape[0], : chosen.shape[1]] = chosen
     return out
 
 

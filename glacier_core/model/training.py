@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY = "history.csv"
 _LAST = "last.safetensors"
+_STEPS_UNASKED = 20
 Row = dict[str, float | str]
 
 
@@ -65,6 +66,21 @@ class _State:
     best: float = -math.inf
     waited: int = 0
     rows: list[Row] = field(default_factory=list)
+
+
+def _finite(total: Tensor, epoch: int) -> float:
+    """A sum of losses, if it is one.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    value = total.item()
+    if not math.isfinite(value):
+        raise InputError(
+            f"the loss is {value} in epoch {epoch + 1}: the training diverged. "
+            "Lower train.learning_rate in params.yaml, or set precision: float32"
+        )
+    return value
 
 
 def _shown(score: float | str) -> str:
@@ -165,7 +181,8 @@ class _Trainer:
             for row in self.state.rows
         ]
         self.model.train()
-        total, images, started = 0.0, 0, time.perf_counter()
+        images, started = 0, time.perf_counter()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         bar = tqdm(
             total=len(self.sampler),
             desc=f"epoch {epoch + 1}/{self.params.epochs}",
@@ -188,21 +205,18 @@ class _Trainer:
             ):
                 logits = self.model.network(x)
             loss = self.loss(logits, y) + self._penalty()
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss.item()} in epoch {epoch + 1}: the training diverged. "
-                    "Lower train.learning_rate in params.yaml, or set precision: float32"
-                )
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_gradient)
             self.optimizer.step()
-            total += loss.item() * len(image)
+            total += loss.detach() * len(image)
             images += len(image)
-            bar.set_postfix(loss=f"{total / images:.4f}", refresh=False)
+            # A loss that is asked for is waited for: now and then, or a GPU would run dry.
+            if step % _STEPS_UNASKED == 0:
+                bar.set_postfix(loss=f"{_finite(total, epoch) / images:.4f}", refresh=False)
             bar.update(len(image))
         bar.close()
-        return total / images, images / (time.perf_counter() - started)
+        return _finite(total, epoch) / images, images / (time.perf_counter() - started)
 
     def run_epoch(self) -> Row:
         """Train, score, keep the best, save; the row of `history.csv`."""
