@@ -18,6 +18,7 @@ from flows.glacier import glacier
 from flows.maps import glacier_map
 from flows.stages import BadInput, worth_repeating
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import RECORD
 from glacier_core.errors import InputError
 from glacier_core.landsat.conf import landsat_settings
 from glacier_core.landsat.learning import (
@@ -32,13 +33,24 @@ from glacier_core.landsat.learning import (
     write_review_list,
 )
 from glacier_core.landsat.quality import ACCEPTED, TABLE, Quality
+from glacier_core.landsat.selftraining import (
+    Outcome,
+    label_by_model,
+    labelled_by_model,
+    why_listed,
+)
 from glacier_core.landsat.watching import NewItem, find_new, once_each, take_in
+from glacier_core.maps.mapping import map_scenes
+from glacier_core.maps.scenemap import ABOUT
 from glacier_core.model.promotion import promote
+from glacier_core.model.testground import keep_test_ground
 from glacier_core.model.verdict import Decision
 from glacier_core.settings import SceneConf
 
 SCENE_ADDED = "glacier.scene.added"
 """Event on which glacier/retrain starts (prefect.yaml): once a run that accepted scenes."""
+MAPPED = Path("data/mapped")
+NOT_USED = " (not learned from: self_training is off)"
 
 
 @task(
@@ -156,6 +168,28 @@ def decide(root: Path, wait: float) -> Decision:
     return decision
 
 
+@task(task_run_name="label {row[scene]} by the model", cache_policy=NO_CACHE)
+def label_scene(row: dict[str, str], root: Path, out: Path) -> Outcome:
+    """Make labels of what the champion says of a scene, if it is sure of some ice."""
+    project, name = Project(root), row["scene"]
+    # The map of before would do if mapping failed just now: it is asked whether it is of this
+    # scene and this champion.
+    folder = map_scenes(
+        project,
+        [str(scene_path(project, row))],
+        models=[],
+        out=project.root / out / "maps",
+        symmetries=None,
+        bands=None,
+        date=None,
+        again=False,
+    )[0]
+    outcome = label_by_model(project, row, folder)
+    said = outcome.why if outcome.conf else f"not labelled by the model: {outcome.why}"
+    get_run_logger().info("%s: %s", name, said)
+    return outcome
+
+
 @flow(name="glacier")
 def retrain(root: str = ".", wait: float = 600) -> State[str]:
     """Train when there is something new to learn from, and promote what is better.
@@ -163,7 +197,11 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
     New are scenes that were accepted and lie within the year tolerance of an inventory; reviewed
     corrections; changed settings; a challenger that nobody compared, as a stopped run leaves it.
     Accepted scenes without labels are mapped with the champion, and put on the list of those that
-    wait for a review (data/landsat/review_list.csv). The model never learns from its own maps.
+    wait for a review (data/landsat/review_list.csv). The model learns from its own maps only where
+    conf/landsat.yaml has `self_training: true`, and its version says so.
+
+    Before anything is trained, the present blocks of ground are recorded (conf/blocks.geojson), so
+    that challenger and champion are judged on the same ones.
 
     A scene that cannot be read or mapped does not keep the others out; the run ends as failed
     after all was tried.
@@ -182,6 +220,7 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
             project.check()
             stack.enter_context(one_at_a_time(project, wait))
             project = Project(folder).check()  # another may have learned in the meantime
+            by_itself = landsat_settings(project).self_training
             new = candidates(project)
         except InputError as error:
             raise BadInput(str(error)) from error
@@ -191,9 +230,24 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
         labels = {name: state.result() for name, state in looked.items() if state.is_completed()}
         learnt: dict[str, SceneConf] = {name: conf for name, conf in labels.items() if conf}
         waiting = [row for row in new if row["scene"] in labels and row["scene"] not in learnt]
-        mapped = _list_for_review(project, waiting)
+        mapped = _map_waiting(project, waiting)
+        labelled: dict[str, Any] = {}
+        if by_itself:
+            labelled = {
+                row["scene"]: label_scene(row, folder, MAPPED, return_state=True)
+                for row in waiting
+                if (folder / MAPPED / "maps" / row["scene"] / ABOUT).exists()
+            }
+            for row in waiting:
+                if row["scene"] not in labelled:
+                    get_run_logger().warning(
+                        "%s: not labelled by the model: there is no map of it", row["scene"]
+                    )
+        outcomes = {name: s.result() for name, s in labelled.items() if s.is_completed()}
+        _list_for_review(project, waiting, outcomes)
+        learnt |= {name: one.conf for name, one in outcomes.items() if one.conf is not None}
         said = _learn(project, learnt, wait)
-        for state in [*looked.values(), *mapped]:
+        for state in [*looked.values(), *mapped, *labelled.values()]:
             state.result()  # what failed fails the run, now that all was tried
     get_run_logger().info(said)
     return Completed(message=said, data=said)
@@ -201,10 +255,13 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
 
 def _learn(project: Project, learnt: dict[str, SceneConf], wait: float) -> str:
     """Train if something is new, compare if something was trained; what came of it."""
-    if learnt:
-        learn_from(project, learnt)
-        get_run_logger().info("new to learn from: %s", ", ".join(learnt))
     if learnt or not is_up_to_date(project):
+        fresh = keep_test_ground(project)
+        if fresh:
+            get_run_logger().info("%s: recorded %s; commit it", RECORD, ", ".join(fresh))
+        if learnt:
+            learn_from(project, learnt)
+            get_run_logger().info("new to learn from: %s", ", ".join(learnt))
         uri = f"{glacier(str(project.root))}: "
     elif is_undecided(project):
         uri = "nothing new to learn from, but a challenger to compare: "
@@ -214,36 +271,50 @@ def _learn(project: Project, learnt: dict[str, SceneConf], wait: float) -> str:
     return f"{uri}{decision.outcome}; champion is version {decision.champion}"
 
 
-def _list_for_review(project: Project, waiting: list[dict[str, str]]) -> list[Any]:
-    """Map the scenes and list them; the state of the mapping, if there was any."""
+def _map_waiting(project: Project, waiting: list[dict[str, str]]) -> list[Any]:
+    """Map the scenes that nobody has labelled; the state of the mapping, if there was any."""
     if not waiting:
-        if (project.root / REVIEW_LIST).exists():
-            write_review_list(project, [])
         return []
     paths = [str(scene_path(project, row)) for row in waiting]
-    out = Path("data/mapped")
-    mapped: Any = glacier_map(paths, out=str(out), root=str(project.root), return_state=True)
-    rows = []
+    state: Any = glacier_map(paths, out=str(MAPPED), root=str(project.root), return_state=True)
+    return [state]
+
+
+def _list_for_review(
+    project: Project, waiting: list[dict[str, str]], outcomes: dict[str, Outcome]
+) -> None:
+    """List the scenes about which people have not said what is ice, with what there is of them."""
+    listed = [
+        (name, conf.date or "", why_listed(by) + ("" if project.self_training else NOT_USED))
+        for name, conf, by in labelled_by_model(project)
+    ]
     for row in waiting:
-        name = row["scene"]
-        made = {
-            "map": out / "maps" / name,
-            "outlines": out / "outlines" / name,
-            "report": out / "reports" / f"{name}.html",
-        }
-        rows.append(
-            {
-                "scene": name,
-                "date": row["date"],
-                "why": "no inventory within the year tolerance, and no review",
-                **{key: str(p) if (project.root / p).exists() else "" for key, p in made.items()},
-            }
+        why, outcome = (
+            "no inventory within the year tolerance, and no review",
+            outcomes.get(row["scene"]),
         )
+        if outcome is not None:
+            why = (
+                outcome.why if outcome.conf else f"{why}; not labelled by the model: {outcome.why}"
+            )
+        listed.append((row["scene"], row["date"], why))
+    if not listed and not (project.root / REVIEW_LIST).exists():
+        return
+    rows = []
+    for name, day, why in sorted(listed):
+        made = {
+            "map": MAPPED / "maps" / name,
+            "outlines": MAPPED / "outlines" / name,
+            "report": MAPPED / "reports" / f"{name}.html",
+        }
+        there = {key: str(p) if (project.root / p).exists() else "" for key, p in made.items()}
+        rows.append({"scene": name, "date": day, "why": why, **there})
     path = write_review_list(project, rows)
+    if not rows:
+        return
     create_table_artifact(
         key="landsat-review",
         table=rows,
         description=f"Scenes that wait for somebody to say what is ice on them ({path})",
     )
     get_run_logger().info("%d scenes wait for review: %s", len(rows), path)
-    return [mapped]

@@ -182,6 +182,18 @@ class Project:
             )
         return conf
 
+    @property
+    def self_training(self) -> bool:
+        """Whether labels that a model made may train: a key of conf/landsat.yaml, whose others say
+        how scenes come in and are checked there.
+        """
+        path = self.root / "conf/landsat.yaml"
+        content = read_yaml(path)
+        value = content.get("self_training") if isinstance(content, dict) else None
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: self_training: expected true or false, found {value!r}")
+        return value
+
     def check(self) -> Project:
         """Read every settings file now, so that a mistake in the last one costs no hours.
 

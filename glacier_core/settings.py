@@ -356,6 +356,7 @@ class LandsatParams(Checked):
     max_snow: Fraction
     max_saturated: Fraction
     max_drift: Positive
+    self_training_confidence: Annotated[float, Field(ge=0.5, le=1)]
 
 
 class Params(Checked):

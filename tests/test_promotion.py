@@ -356,6 +356,9 @@ BIAS = {
 GOOD, WEAK = BIAS["good"], BIAS["weak"]
 
 
+TAUGHT = {"LE07_T_20201025": "models:/glacier-unet/1 >= 0.95"}
+
+
 @pytest.fixture(scope="module")
 def registered(
     trained: Project, tmp_path_factory: pytest.TempPathFactory
@@ -376,6 +379,7 @@ def registered(
         "other classes": (GOOD, {"classes": ["background", "debris", "clean_ice"]}),
         "other channels": (GOOD, {"channels": ["B2", "B4", "B5", "elevation"]}),
         "lacking": (GOOD, {"channels": ["B2", "B3", "B5", "slope"]}),
+        "self-taught": (GOOD, {"predicted": TAUGHT, "predicted_share": 0.25}),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -593,6 +597,23 @@ def test_a_challenger_that_loses_one_class_is_not_promoted_for_the_other(
         "debris is worse",
     ]
     assert decision.outcome == "kept"
+
+
+def test_a_challenger_that_learned_from_a_models_labels_is_told_of_in_its_report(
+    project: Project, versions: dict[str, str]
+) -> None:
+    told = (
+        f"version {versions['self-taught']} (challenger) learned from labels that a model made: "
+        "25.0% of its training pixels, on LE07_T_20201025 (by models:/glacier-unet/1 >= 0.95)"
+    )
+    stand(project, versions["weak"], versions["self-taught"])
+    decision = decide(project)
+    assert decision.outcome == "promoted"
+    assert told in decision.warnings
+    assert f"- {told}" in decision.markdown()
+    assert told in tags_of(project, versions["self-taught"])["glacier.promotion.warnings"]
+    stand(project, versions["weak"], versions["good"])
+    assert not any("labels that a model made" in text for text in decide(project).warnings)
 
 
 def test_force_promotes_and_keeps_who_and_why_beside_the_numbers(

@@ -60,7 +60,8 @@ def limits(project: Project, **changes: float) -> None:
     """No limit but these."""
     usual: dict[str, float] = {"max_unseen": 1.0, "max_snow": 1.0, "max_saturated": 1.0}
     usual |= {"max_drift": 1e9} | changes
-    edit_yaml(project.root / "params.yaml", landsat=usual)
+    path = project.root / "params.yaml"
+    edit_yaml(path, **{f"landsat.{name}": value for name, value in usual.items()})
 
 
 def train_on(project: Project, **means: float) -> None:

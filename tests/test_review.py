@@ -674,7 +674,8 @@ def commit(folder: Path, message: str) -> None:
 def test_a_review_burns_masks_again_and_cuts_only_its_scene(tmp_path: Path) -> None:
     work = tmp_path / "work"
     make_project(work, places=2)
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", "data/reviews/README.md"):
+    kept = ("data/reviews/README.md", "data/predicted/README.md")
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", *kept):
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, work / name)
     run(work, "git", "init", "-q", "-b", "main")

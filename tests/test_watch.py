@@ -23,13 +23,15 @@ import numpy as np
 import psutil
 import pytest
 import rasterio
-from conftest import REPOSITORY, edit_yaml
+from conftest import REPOSITORY, edit_yaml, ground, make_outlines
 from small_catalog import offer, settings
 from small_catalog import scene as item_of
 from stac_server import Item, StacServer
-from workspace import environment, run, small_workspace
+from workspace import environment, merge_yaml, run, small_workspace
 
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import RECORD, read_blocks
+from glacier_core.dataset.loading import Dataset
 from glacier_core.landsat.learning import REVIEW_LIST, one_at_a_time
 from glacier_core.landsat.quality import (
     ACCEPTED,
@@ -475,6 +477,8 @@ def test_of_two_areas_with_one_scene_the_newest_version_is_taken_once() -> None:
 
 # --- retrain ---------------------------------------------------------------------------------
 
+FINDS_ICE = {"epochs": 10, "patience": 10, "crops_per_slice": 4, "learning_rate": 0.01,
+             "dropout": 0.0, "warmup_epochs": 0}  # fmt: skip
 LABELLED, UNLABELLED = "LE07_SIM01_20111106", "LE07_SIM02_20200101"
 
 
@@ -487,6 +491,15 @@ def accept(root: Path, source: str, name: str) -> None:
     write_table(Project(root), [replace(looked, verdict=ACCEPTED)])
 
 
+def judged(root: Path) -> set[tuple[str, int]]:
+    return {(s.scene, s.k) for s in Dataset.open(root / "data/dataset").splits["test"]}
+
+
+def listed(root: Path) -> list[dict[str, str]]:
+    with (root / REVIEW_LIST).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def versions(root: Path) -> set[str]:
     client = connect(Project(root))
     return {str(found.version) for found in client.search_model_versions()}
@@ -494,11 +507,9 @@ def versions(root: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def trained(prefect: Prefect) -> dict[str, Any]:
-    """The first retraining, in a folder where nothing was trained; then its blocks are kept."""
-    done = prefect.deployed("glacier/retrain")
-    run(prefect.folder, "glacier", "blocks", "--record")
-    run(prefect.folder, "dvc", "repro", "register")
-    return done
+    """The first retraining, in a folder where nothing was trained and no block is recorded."""
+    assert read_blocks(prefect.folder / RECORD) == {}
+    return prefect.deployed("glacier/retrain")
 
 
 def test_the_first_retraining_trains_the_champion_and_the_second_says_nothing_new(
@@ -556,10 +567,16 @@ def test_a_scene_with_labels_is_learned_from_and_one_without_waits_for_review(
 ) -> None:
     assert trained["state_type"] == "COMPLETED"
     root = prefect.folder
+    assert read_blocks(root / RECORD) == {}
+    before = judged(root)
     accept(root, "LE07_SIM01_20101106", LABELLED)
     accept(root, "LE07_SIM02_20101106", UNLABELLED)
     done = prefect.deployed("glacier/retrain")
     assert done["state_type"] == "COMPLETED", done["state"]["message"]
+    # The blocks of before are recorded first, so that the comparison below is one.
+    blocks = read_blocks(root / RECORD)
+    assert {block.split for block in blocks.values()} == {"train", "dev", "test"}
+    assert {pair for pair in judged(root) if pair[0] != LABELLED} == before
     assert re.match(r"models:/glacier-unet/2: (kept|promoted); champion is version [12]$",
                     done["state"]["message"])  # fmt: skip
     scenes = Project(root).masking.scenes
@@ -568,6 +585,9 @@ def test_a_scene_with_labels_is_learned_from_and_one_without_waits_for_review(
     assert (root / f"data/masks/{LABELLED}/mask_metadata.csv").is_file()
     tags = connect(Project(root)).get_model_version("glacier-unet", "2").tags
     assert tags["glacier.promotion"] in done["state"]["message"]
+    assert tags["glacier.promotion.against"] == "1"
+    assert "trained on" not in tags["glacier.promotion.warnings"]
+    assert tags["glacier.self_training"] == "false"
 
     with (root / REVIEW_LIST).open(newline="") as file:
         [row] = csv.DictReader(file)
@@ -603,6 +623,68 @@ def test_a_challenger_that_a_killed_run_left_is_compared_by_the_next(
         "nothing new to learn from, but a challenger to compare: "
     )
     assert "glacier.promotion" in client.get_model_version("glacier-unet", waiting).tags
+
+
+def test_switched_on_the_model_teaches_itself_and_says_so_until_people_look(
+    prefect: Prefect, trained: dict[str, Any]
+) -> None:
+    assert trained["state_type"] == "COMPLETED"
+    root, place = prefect.folder, f"data/predicted/{UNLABELLED}.tif"
+    accept(root, "LE07_SIM02_20101106", UNLABELLED)
+    edit_yaml(root / "conf/landsat.yaml", self_training=True)
+    edit_yaml(root / "params.yaml", **{"landsat.self_training_confidence": 1.0})
+    unsure = prefect.deployed("glacier/retrain")
+    assert unsure["state_type"] == "COMPLETED", unsure["state"]["message"]
+    assert UNLABELLED not in Project(root).masking.scenes
+    [row] = listed(root)
+    assert "no review; not labelled by the model: the model is nowhere sure" in row["why"]
+
+    # A champion that finds ice, which two epochs do not give.
+    merge_yaml(root / "params.yaml", {"train": FINDS_ICE})
+    run(root, "dvc", "repro", "register")
+    run(root, "glacier", "promote", "--force", "to label with")
+    client = connect(Project(root))
+    champion = str(client.get_registered_model("glacier-unet").aliases["champion"])
+    edit_yaml(root / "params.yaml", **{"landsat.self_training_confidence": 0.5})
+    done = prefect.deployed("glacier/retrain")
+    assert done["state_type"] == "COMPLETED", done["state"]["message"]
+    assert Project(root).masking.scenes[UNLABELLED].border_path is None
+    assert (root / f"{place}.dvc").is_file()
+    by = f"models:/glacier-unet/{champion} >= 0.5"
+    dataset = Dataset.open(root / "data/dataset")
+    assert dataset.scenes[UNLABELLED].predicted == by
+    assert UNLABELLED not in {s.scene for k in ("dev", "test") for s in dataset.splits[k]}
+    why = f"labelled by the model alone: glacier-unet version {champion} at confidence >= 0.5"
+    [row] = listed(root)
+    assert (row["scene"], row["why"]) == (UNLABELLED, why)
+    assert (root / row["report"]).is_file()
+    assert dataset.predicted_by() == {UNLABELLED: by}, "the ground of SIM02 trains"
+    assert 0 < dataset.predicted_share < 0.5
+    tags = client.get_model_version("glacier-unet", max(versions(root), key=int)).tags
+    assert tags["glacier.self_training"] == "true"
+    assert tags["glacier.self_training.by"] == by
+    assert tags["glacier.self_training.share"] == f"{dataset.predicted_share:.6f}"
+    assert "learned from labels that a model made" in tags["glacier.promotion.warnings"]
+    again = prefect.deployed("glacier/retrain")
+    assert again["state"]["message"] == "nothing new to learn from"
+    assert [row["why"] for row in listed(root)] == [why]
+
+    # Then somebody looks at it.
+    with rasterio.open(root / f"data/raw/landsat/{UNLABELLED}.tif") as scene:
+        drawn = ground(scene.transform, (60, 60, 120, 120))
+        make_outlines(root / "data/w.gpkg", [drawn], crs=scene.crs, **{"class": ["clean_ice"]})
+    told = run(root, "glacier", "-q", "review", "import", "data/w.gpkg", "--scene", UNLABELLED,
+               "--author", "A", "--whole")  # fmt: skip
+    assert f"{place}, what a model said of the scene, is gone" in told
+    assert not list((root / "data/predicted").glob("*.tif*"))
+    last = prefect.deployed("glacier/retrain")
+    assert last["state_type"] == "COMPLETED", last["state"]["message"]
+    assert listed(root) == []
+    dataset = Dataset.open(root / "data/dataset")
+    assert (dataset.scenes[UNLABELLED].predicted, dataset.predicted_share) == (None, 0.0)
+    tags = client.get_model_version("glacier-unet", max(versions(root), key=int)).tags
+    assert tags["glacier.self_training"] == "false"
+    assert "trained on" not in tags["glacier.promotion.warnings"]
 
 
 def test_a_scene_whose_file_is_gone_fails_the_run_after_the_others(

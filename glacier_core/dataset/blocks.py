@@ -18,6 +18,7 @@ import shapely
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
+from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
@@ -189,6 +190,29 @@ def extended(
         before = [recorded[name].ground] if name in recorded else []
         result[name] = Block(chosen[name], joined([*before, *shapes]))
     return result
+
+
+def present_blocks(project: Project) -> tuple[dict[str, Block], dict[str, Block]]:
+    """The blocks of the dataset as it is, with those on record, and the latter by themselves.
+
+    Raises:
+        InputError: the split is not by blocks, there is no dataset, or it does not keep to the record.
+    """
+    if project.postprocess.split != "blocks":
+        raise InputError(
+            f"conf/postprocess.yaml: split: {project.postprocess.split}: there are no blocks to "
+            "record; with scenes, years and regions, conf/ says what judges already"
+        )
+    table = project.dataset_folder / TABLE
+    if not table.exists():
+        raise InputError(f"{table}: no such file; run `glacier postprocess` first")
+    blocks, recorded = read_blocks(table), read_blocks(project.root / RECORD)
+    for name, held in recorded.items():
+        if name not in blocks or blocks[name].split != held.split:
+            raise InputError(
+                f"{table}: does not keep to {RECORD} (block {name}); run `glacier postprocess`"
+            )
+    return blocks, recorded
 
 
 def footprints_of(dataset: Dataset) -> dict[tuple[str, int], BaseGeometry]:

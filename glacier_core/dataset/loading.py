@@ -45,11 +45,13 @@ class SceneBands:
         bands: names along the last axis of its images.
         nodata: by band, the value that means unseen, or None.
         classes: names along the last axis of its labels.
+        predicted: which model labelled it, above which confidence; None where people did.
     """
 
     bands: list[str]
     nodata: list[float | None]
     classes: list[str]
+    predicted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Dataset:
         leaky: whether splits may share ground.
         scenes: how to read each scene's slices.
         splits: samples by split, in shuffled order.
+        predicted_share: of the training split's valid pixels, each counted once, the share whose
+            label a model made.
     """
 
     folder: Path
@@ -75,6 +79,7 @@ class Dataset:
     leaky: bool
     scenes: dict[str, SceneBands]
     splits: dict[str, list[Sample]]
+    predicted_share: float = 0.0
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
@@ -101,12 +106,20 @@ class Dataset:
                 name: [Sample(**value) for value in samples]
                 for name, samples in content["splits"].items()
             },
+            # One that was written before models could label does not have it.
+            predicted_share=content.get("predicted_share", 0.0),
         )
 
     @cached_property
     def class_names(self) -> list[str]:
         """Names by class number: background first, then the classes."""
         return [BACKGROUND, *self.classes]
+
+    def predicted_by(self) -> dict[str, str]:
+        """Of the scenes in the training split that a model labelled: which, above which confidence."""
+        used = sorted({sample.scene for sample in self.splits["train"]})
+        said = {name: self.scenes[name].predicted for name in used}
+        return {name: by for name, by in said.items() if by is not None}
 
     def common_bands(self) -> list[str]:
         """Bands that every scene's slices hold, among them some that are no channel."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from glacier_core.config import Project
 from glacier_core.dataset.blocks import RECORD, TABLE, extended, read_blocks, write_blocks
 from glacier_core.dataset.loading import Dataset, Sample, SceneBands
+from glacier_core.dataset.predicted import predicted_scenes, predicted_share
 from glacier_core.dataset.slicing import IGNORED, SlicedScene, SliceRecord
 from glacier_core.dataset.splitting import Assignment, Candidate, assign
 from glacier_core.dataset.statistics import ChannelStatistics, require_observed
@@ -46,7 +48,9 @@ def postprocess(project: Project) -> Dataset:
     `slices.geojson` (every slice with its split) and `mask_metadata.csv`, and `blocks.geojson`,
     the blocks of ground and their split, for `glacier blocks --record`.
 
-    Blocks that conf/blocks.geojson records keep their split, whichever scenes are added.
+    Blocks that conf/blocks.geojson records keep their split, whichever scenes are added. Scenes that
+    a model labelled only train, if they do at all (self_training in conf/landsat.yaml), on ground
+    that neither chooses nor judges.
 
     Slices are linked into their split, not copied: images stay raw, and the model normalises
     them by the statistics that it carries, in training and in use alike.
@@ -62,10 +66,14 @@ def postprocess(project: Project) -> Dataset:
     _check_slices(project, scenes)
     records = [record for scene in scenes for record in scene.slices]
     shapes = [shape for scene in scenes for shape in scene.footprints]
+    predicted = predicted_scenes(project)
+    unused = set() if not predicted or project.self_training else set(predicted)
     usable = [
         i
         for i, record in enumerate(records)
-        if record.img is not None and record.valid_fraction >= params.min_valid_fraction
+        if record.img is not None
+        and record.valid_fraction >= params.min_valid_fraction
+        and record.scene not in unused
     ]
     if not usable:
         raise InputError(
@@ -78,7 +86,7 @@ def postprocess(project: Project) -> Dataset:
     footprints = gpd.GeoSeries([shapes[i] for i in usable], crs="EPSG:4326")
     assignment = assign(
         footprints,
-        [_candidate(records[i], years[records[i].scene], conf.classes) for i in usable],
+        [_candidate(records[i], years[records[i].scene], conf.classes, predicted) for i in usable],
         method=conf.split,
         shares=params.split.shares(),
         block_km=params.block_km,
@@ -88,9 +96,12 @@ def postprocess(project: Project) -> Dataset:
         seed=project.params.seed,
         recorded=recorded,
     )
-    fate = _fates(records, usable, assignment, conf, params)
+    fate = _fates(records, usable, assignment, conf, params, predicted)
+    for i, record in enumerate(records):
+        if record.scene in unused:
+            fate[i] = "labelled by a model, and self_training is off"
     blocks = dict(zip(usable, assignment.blocks, strict=True))
-    dataset = _link(project, scenes, records, fate, blocks, leaky=assignment.leaky)
+    dataset = _link(project, scenes, records, fate, blocks, predicted, leaky=assignment.leaky)
     _statistics(project, dataset)
     _write_joint_files(project, scenes, records, shapes, fate)
     table = dict(recorded)
@@ -125,11 +136,13 @@ def _check_slices(project: Project, scenes: list[SlicedScene]) -> None:
             )
 
 
-def _candidate(record: SliceRecord, year: int | None, classes: list[str]) -> Candidate:
+def _candidate(
+    record: SliceRecord, year: int | None, classes: list[str], predicted: Mapping[str, str]
+) -> Candidate:
     valid = record.valid_fraction * record.height * record.width
     weights = {"valid": valid}
     weights |= {name: record.class_fractions[name] * valid for name in classes}
-    return Candidate(record.scene, year, weights)
+    return Candidate(record.scene, year, weights, record.scene in predicted)
 
 
 def _fates(
@@ -138,12 +151,15 @@ def _fates(
     assignment: Assignment,
     conf: PostprocessConf,
     params: PostprocessParams,
+    predicted: Mapping[str, str],
 ) -> list[str]:
     """What becomes of each slice: a split, or why it is in none."""
     fate = ["too few valid pixels"] * len(records)
     for i, split, outside in zip(usable, assignment.splits, assignment.outside, strict=True):
         if outside:
             fate[i] = "outside every region"
+        elif split is None and records[i].scene in predicted:
+            fate[i] = "labelled by a model, on ground that judges"
         elif split is None:
             fate[i] = "too close to another split"
         elif split in conf.filter.splits and not enough_ice(
@@ -168,6 +184,7 @@ def _link(
     records: list[SliceRecord],
     fate: list[str],
     blocks: dict[int, str],
+    predicted: Mapping[str, str],
     *,
     leaky: bool,
 ) -> Dataset:
@@ -201,9 +218,12 @@ def _link(
         "impute": conf.impute,
         "leaky": leaky,
         "scenes": {
-            scene.id: asdict(SceneBands(scene.bands, scene.nodata, scene.classes))
+            scene.id: asdict(
+                SceneBands(scene.bands, scene.nodata, scene.classes, predicted.get(scene.id))
+            )
             for scene in scenes
         },
+        "predicted_share": predicted_share(project, splits["train"], predicted),
         "splits": {name: [asdict(sample) for sample in splits[name]] for name in SPLITS},
     }
     content["fingerprint"] = _fingerprint(project.dataset_folder, content)
@@ -283,7 +303,9 @@ def _write_joint_files(
         whole_file(project.dataset_folder / "mask_metadata.csv") as beside,
         beside.open("w", newline="") as file,
     ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        # Masks of different versions of this code may differ in their columns.
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -291,6 +313,8 @@ def _write_joint_files(
 def _report(fate: list[str], assignment: Assignment, dataset: Dataset) -> None:
     for name, count in sorted(Counter(fate).items()):
         logger.info("%5d slices: %s", count, name)
+    for name, by in dataset.predicted_by().items():
+        logger.warning("%s trains on labels that a model made (%s)", name, by)
     for name in SPLITS:
         blocks = {sample.block for sample in dataset.splits[name]}
         logger.info("%s: %d slices in %d blocks", name, len(dataset.splits[name]), len(blocks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -14,7 +15,7 @@ from pyproj import Proj
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from glacier_core.dataset.blocks import Blocks, Place, places
+from glacier_core.dataset.blocks import Blocks, Place, extended, places
 from glacier_core.errors import InputError
 from glacier_core.settings import SPLITS
 
@@ -34,16 +35,19 @@ class Candidate:
         scene: its scene's id.
         year: its scene's year, None where unknown.
         weights: what a split should have its share of: valid pixels, and pixels of each class.
+        predicted: whether a model labelled it. It can only train then.
     """
 
     scene: str
     year: int | None
     weights: Mapping[str, float]
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Split of each candidate (None: dropped for lying too close to another split).
+    """Split of each candidate (None: dropped for lying too close to another split, or for having a
+    model's labels on ground that judges).
 
     Attributes:
         splits: one entry a candidate.
@@ -136,11 +140,16 @@ def _blocks(
             centres[patch == number] = (west + east) / 2, (south + north) / 2
         elif len({recorded[name].split for name in inside}) == 1:
             whole[number] = min(inside, key=lambda name: (-inside[name], name))
-    cells = [f"{row}_{col}" for col, row in np.floor(centres / edge).astype(int)]
+    cells = _cells(centres, block_km)
     return [
         str(name) if name is not None else whole.get(number, cell)
         for name, number, cell in zip(known, patch, cells, strict=True)
     ]
+
+
+def _cells(centres: npt.NDArray[np.float64], block_km: float) -> list[str]:
+    """Names of the cells of the block grid that hold these points (x, y) of its plane."""
+    return [f"{row}_{col}" for col, row in np.floor(centres / (block_km * 1000)).astype(int)]
 
 
 def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np.intp]:
@@ -182,6 +191,9 @@ def assign(
 ) -> Assignment:
     """Put slices into train, dev and test.
 
+    Slices with a model's labels come last: they change nothing of where the others go, and train
+    where no dev or test slice, recorded or not, is nearer than the buffer, whatever the method.
+
     Args:
         footprints: polygon of each slice, EPSG:4326.
         candidates: one a footprint.
@@ -205,6 +217,21 @@ def assign(
         InputError: a scene, year or region has no split, or a wanted split ends up empty.
     """
     recorded = recorded if recorded is not None and method == "blocks" else {}
+    people = [i for i, candidate in enumerate(candidates) if not candidate.predicted]
+    if not people:
+        raise InputError(
+            "no slice has labels of people: a model's labels alone leave nothing to choose and judge by"
+        )
+    if len(people) < len(candidates):
+        own = assign(
+            footprints.iloc[people], [candidates[i] for i in people], method=method, shares=shares,
+            block_km=block_km, buffer_m=buffer_m, named=named, regions=regions, seed=seed,
+            recorded=recorded,
+        )  # fmt: skip
+        return _with_predicted(
+            own, people, footprints, candidates, method=method, block_km=block_km,
+            buffer_m=buffer_m, named=named, regions=regions, recorded=recorded,
+        )  # fmt: skip
     held = places(list(footprints.values), recorded)
     settled = [place.settled for place in held]
     blocks = _blocks(footprints, block_km, buffer_m, recorded, held)
@@ -250,6 +277,70 @@ def assign(
             )
     overlaps = _overlaps(footprints, splits)
     return Assignment(splits, outside, blocks, leaky, overlaps, settled)
+
+
+def _with_predicted(
+    own: Assignment,
+    people: Sequence[int],
+    footprints: gpd.GeoSeries,
+    candidates: Sequence[Candidate],
+    *,
+    method: str,
+    block_km: float,
+    buffer_m: float,
+    named: Mapping[str, str],
+    regions: gpd.GeoDataFrame | None,
+    recorded: Blocks,
+) -> Assignment:
+    """The assignment of people's slices with those that a model labelled.
+
+    What would judge if people had labelled it is dropped: in a block, a region, a scene or a year
+    of dev or test, or nearer to such ground than the buffer.
+    """
+    others = [i for i, candidate in enumerate(candidates) if candidate.predicted]
+    theirs = footprints.iloc[others]
+    shown = list(footprints.iloc[people].values)
+    settled, outside = [False] * len(others), [False] * len(others)
+    cells = _cells(shapely.get_coordinates(theirs.to_crs(_BLOCK_CRS).centroid.values), block_km)
+    splits: list[str | None] = ["train"] * len(others)
+    if method == "blocks":
+        held = extended(recorded, shown, own.splits, own.blocks, own.settled)
+        found = places(list(theirs.values), held)
+        settled = [place.settled for place in found]
+        cells = [place.block or cell for place, cell in zip(found, cells, strict=True)]
+        splits = [held[name].split if name in held else "train" for name in cells]
+    elif method == "regions":
+        assert regions is not None
+        splits = _by_region(theirs, regions)
+        outside = [split is None for split in splits]
+    elif method in ("scenes", "years"):
+        keys = [c.scene if method == "scenes" else str(c.year) for c in candidates]
+        splits = [named.get(keys[i], "train") for i in others]
+    splits = [split if split == "train" else None for split in splits]
+
+    judging = [shape for shape, split in zip(shown, own.splits, strict=True) if _judges(split)]
+    judging += [block.ground for block in recorded.values() if _judges(block.split)]
+    both = gpd.GeoSeries([*theirs.values, *judging], crs=footprints.crs)
+    for i, j in _close_pairs(both, buffer_m).T:
+        if i < len(others) <= j:
+            splits[i] = None
+
+    def merged(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+        by_place = dict(zip([*people, *others], [*one, *other], strict=True))
+        return [by_place[i] for i in range(len(candidates))]
+
+    return Assignment(
+        splits=merged(own.splits, splits),
+        outside=merged(own.outside, outside),
+        blocks=merged(own.blocks, cells),
+        leaky=own.leaky,
+        overlapping_pairs=own.overlapping_pairs,
+        settled=merged(own.settled, settled),
+    )
+
+
+def _judges(split: str | None) -> bool:
+    return split in ("dev", "test")
 
 
 def _drop_near_record(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterable
 from datetime import date
@@ -24,11 +22,12 @@ from rasterio.warp import transform_bounds
 from shapely.geometry import shape
 
 from glacier_core.config import Project
-from glacier_core.errors import InputError, StorageError
+from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.labels.burning import Canvas
 from glacier_core.labels.inventory import extent_text, is_parquet, read_features
 from glacier_core.labels.review import IGNORE, LAYER, finite, laid_on, reviews_folder
+from glacier_core.labels.versioning import give_to_dvc
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import Scene
 from glacier_core.settings import BACKGROUND, SceneConf
@@ -118,7 +117,7 @@ def import_review(
     if whole or within is not None:
         place = "" if within is None else f" inside {within}"
     said = _in_words(content, int(broken.sum()), place)
-    kept = _give_to_dvc(project, path)
+    kept = give_to_dvc(project, path)
     if kept is None:
         after = "no DVC repository, so the file is not versioned; next: `glacier mask`"
     else:
@@ -344,25 +343,6 @@ def _store(path: Path, content: bytes, about: str) -> bool:
             "or give this one another --date."
         )
     return True
-
-
-def _give_to_dvc(project: Project, path: Path) -> Path | None:
-    """Have DVC keep a file; what git is to keep in its place, None without DVC."""
-    if not (project.root / ".dvc").is_dir():
-        return None
-    inside = path.relative_to(project.root)
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "add", inside.as_posix()],
-        cwd=project.root, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]
-        reason = said[0].strip()
-        raise StorageError(
-            f"{path}: is stored, but DVC does not take it ({reason}); "
-            f"run `dvc add {inside.as_posix()}`"
-        )
-    return inside.with_name(f"{inside.name}.dvc")
 
 
 def _in_words(content: gpd.GeoDataFrame, mended: int, place: str | None) -> str:

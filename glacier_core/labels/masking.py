@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from tqdm import tqdm
 
 from glacier_core.config import Project
@@ -16,6 +19,7 @@ from glacier_core.errors import InputError
 from glacier_core.files import array_by_rows, whole_folder
 from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import Outlines, outlines_for
+from glacier_core.labels.predicted import PredictedLabels, how_to_remove, predicted_for
 from glacier_core.labels.review import Corrections, reviews_for
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import Scene
@@ -37,14 +41,17 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
 
     The mask is uint8 (height, width, classes), classes in the order of the configuration, 1
     inside an outline; the border is uint8 (height, width), 1 inside the study area. Where a
-    review of `data/reviews` says something, both follow it. Memory is one strip of rows, whatever
-    the scene's size.
+    review of `data/reviews` says something, both follow it. A scene with predicted labels
+    (`data/predicted`) has these under its reviews instead of outlines, and `predicted_{id}.npy`,
+    uint8 (height, width), 1 where the label is still a model's. Memory is one strip of rows,
+    whatever the scene's size.
 
     Returns:
         The row of `mask_metadata.csv`.
 
     Raises:
-        InputError: scene, outlines or reviews cannot be used; nothing is written.
+        InputError: scene, outlines, reviews or predicted labels cannot be used, or an inventory has
+            outlines where there are predicted labels; nothing is written.
     """
     conf, scene_conf = project.masking, project.scene(scene_id)
     with Scene(project.root / scene_conf.img_path, conf.bands) as scene:
@@ -66,19 +73,26 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
     reviews = reviews_for(project, scene_id, grid)
     corrections = Corrections(reviews, conf.classes, grid)
 
+    predicted = predicted_for(project, scene_id, grid)
+    if predicted is not None:
+        _check_people_first(predicted, scene_conf, outlines, grid)
+
     pixels = np.zeros(len(burners), dtype=np.int64)
-    km2, reviewed_km2 = np.zeros(len(burners)), 0.0
+    km2, reviewed_km2, predicted_km2 = np.zeros(len(burners)), 0.0, 0.0
     size = (grid.height, grid.width)
     with whole_folder(project.mask_folder(scene_id)) as folder:
-        with (
-            array_by_rows(
-                folder / f"mask_{scene_id}.npy", (*size, len(burners)), np.uint8
-            ) as add_mask,
-            array_by_rows(folder / f"border_{scene_id}.npy", size, np.uint8) as add_border,
-        ):
+        with ExitStack() as stack:
+
+            def rows(kind: str, shape: tuple[int, ...]) -> Callable[[npt.NDArray[Any]], None]:
+                path = folder / f"{kind}_{scene_id}.npy"
+                return stack.enter_context(array_by_rows(path, shape, np.uint8))
+
+            add_mask, add_border = rows("mask", (*size, len(burners))), rows("border", size)
+            add_predicted = rows("predicted", size) if predicted is not None else None
             for window in tqdm(list(strips(grid)), desc=f"mask {scene_id}", disable=None):
                 burned = np.stack([burner.burn(window) for burner in burners], axis=-1)
                 inside = np.ones_like(burned[..., 0]) if border is None else border.burn(window)
+                laid = None if predicted is None else predicted.lay(window, burned, inside)
                 reviewed = corrections.apply(window, burned, inside)
                 areas = grid.pixel_areas_km2(window)
                 pixels += burned.sum(axis=(0, 1), dtype=np.int64)
@@ -86,8 +100,15 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
                 reviewed_km2 += float(areas[reviewed].sum())
                 add_mask(burned)
                 add_border(inside)
+                if laid is not None and add_predicted is not None:
+                    laid &= ~reviewed
+                    predicted_km2 += float(areas[laid].sum())
+                    add_predicted(laid)
+        # A scene that people have looked at as a whole since is theirs.
+        by = predicted.by if predicted is not None and predicted_km2 > 0 else None
         row = _metadata(project, scene_id, grid, outlines, pixels, km2)
         row |= {"reviews": len(reviews), "reviewed_km2": round(reviewed_km2, 6)}
+        row |= {"predicted": str(by or ""), "predicted_km2": round(predicted_km2, 6)}
         with (folder / "mask_metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
             writer.writeheader()
@@ -108,6 +129,8 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
         )
     for review in reviews:
         logger.info("%s: corrected by %s (%s)", scene_id, review.path, review.author)
+    if by is not None:
+        logger.info("%s: %.2f km² labelled by the model alone, %s", scene_id, predicted_km2, by)
     return row
 
 
@@ -124,6 +147,20 @@ def read_metadata(folder: Path) -> dict[str, str]:
         raise InputError(
             f"{folder / 'mask_metadata.csv'}: no such file; run `glacier mask` first"
         ) from None
+
+
+def _check_people_first(
+    predicted: PredictedLabels, scene: SceneConf, outlines: dict[str, Outlines], grid: Grid
+) -> None:
+    """Refuse predicted labels where an inventory says what is ice."""
+    footprint = grid.footprint(grid.window)
+    for name, chosen in outlines.items():
+        if shapely.intersects(chosen.polygons, footprint).any():
+            raise InputError(
+                f"{predicted.path}: a model's labels, but {scene.mask_paths[name]} has outlines of "
+                "the scene's time on it, and what people say comes first: "
+                f"{how_to_remove(predicted.path)}"
+            )
 
 
 def _read(project: Project, scene: SceneConf, grid: Grid, path: str) -> Outlines:

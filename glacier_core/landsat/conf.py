@@ -39,6 +39,7 @@ class LandsatConf(Checked):
     dem_resampling: Literal["bilinear", "cubic"]
     apis: ApisConf
     areas: dict[str, AreaConf]
+    self_training: bool
 
     @field_validator("bands", "indices")
     @classmethod

@@ -65,14 +65,14 @@ def labels_for(project: Project, path: Path, day: date | None) -> SceneConf | No
     with Scene(path, project.masking.bands) as scene:
         grid = scene.grid
     best, most = None, 0
-    for known in _dated_sets(project):
+    for known in dated_sets(project):
         polygons = sum(_of_its_time(project, file, known, grid, day) for file in _files(known))
         if polygons > most:
             best, most = known, polygons
     return None if best is None else _as_configured(project, best, path, day)
 
 
-def _dated_sets(project: Project) -> list[SceneConf]:
+def dated_sets(project: Project) -> list[SceneConf]:
     """The different sets of outlines that have years, each as the first scene with it has it."""
     sets: dict[str, SceneConf] = {}
     for scene in project.masking.scenes.values():
@@ -140,13 +140,25 @@ def scene_under_review(project: Project, name: str, *, whole: bool) -> SceneConf
             "out would be background; correct the outlines of the whole scene and give --whole, "
             "with `ignore` where nobody can tell"
         )
-    sets = _dated_sets(project)
+    sets = dated_sets(project)
     if not sets:
         raise InputError(
             f"{project.masking_path}: no scene has a year_field, so that outlines of any year would "
             f"be labels of {name}; set year_field, then import the review again"
         )
-    return _as_configured(project, sets[0].model_copy(update={"border_path": None}), path, day)
+    return without_outlines(project, sets[0], path, day)
+
+
+def without_outlines(project: Project, like: SceneConf, path: Path, day: date) -> SceneConf:
+    """A scene as conf/masking_paths.yaml would have it, whose labels are not an inventory's.
+
+    Args:
+        project: the scene's.
+        like: a set of outlines whose polygons are all of another time.
+        path: of the scene.
+        day: of the scene.
+    """
+    return _as_configured(project, like.model_copy(update={"border_path": None}), path, day)
 
 
 def scene_path(project: Project, row: Mapping[str, str]) -> Path:

@@ -266,6 +266,7 @@ def review_import(
     data/reviews/ with author and date, and given to DVC.
     """
     from glacier_core.labels.corrections import import_review
+    from glacier_core.labels.predicted import remove_predicted
     from glacier_core.landsat.learning import learn_from, scene_under_review
 
     new = None
@@ -284,6 +285,11 @@ def review_import(
         note=note,
     )
     click.echo(done)
+    if whole and remove_predicted(project, scene):
+        click.echo(
+            f"data/predicted/{scene}.tif, what a model said of the scene, is gone; `git add` the "
+            "removal of its .dvc file too"
+        )
     if new is not None:
         # Without its review its labels would be wrong: only now.
         learn_from(project, {scene: new})

@@ -20,23 +20,10 @@ def blocks_command(project: Project, record: bool) -> None:
     a recorded block stays in its split, and only new ones are shared out. Without --record,
     nothing is written.
     """
-    from glacier_core.dataset.blocks import RECORD, TABLE, read_blocks, write_blocks
+    from glacier_core.dataset.blocks import RECORD, present_blocks, write_blocks
     from glacier_core.settings import SPLITS
 
-    if project.postprocess.split != "blocks":
-        raise InputError(
-            f"conf/postprocess.yaml: split: {project.postprocess.split}: there are no blocks to "
-            "record; with scenes, years and regions, conf/ says what judges already"
-        )
-    table = project.dataset_folder / TABLE
-    if not table.exists():
-        raise InputError(f"{table}: no such file; run `glacier postprocess` first")
-    blocks, recorded = read_blocks(table), read_blocks(project.root / RECORD)
-    for name, held in recorded.items():
-        if name not in blocks or blocks[name].split != held.split:
-            raise InputError(
-                f"{table}: does not keep to {RECORD} (block {name}); run `glacier postprocess`"
-            )
+    blocks, recorded = present_blocks(project)
     for split in SPLITS:
         names = [name for name in sorted(blocks) if blocks[name].split == split]
         fresh = [name for name in names if name not in recorded]

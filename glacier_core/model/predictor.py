@@ -19,6 +19,8 @@ from glacier_core.model.unet import Architecture, GlacierModel, Normalise, UNet,
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
+_LISTED = 50
+
 
 @dataclass(frozen=True)
 class ModelDescription:
@@ -35,6 +37,9 @@ class ModelDescription:
         sources: images that its training slices were cut from.
         blocks: of each block of ground that it was trained or chosen on (train and dev), the
             polygons as WKT in EPSG:4326; None for a model that does not say.
+        predicted: of the scenes in its training that a model labelled, which model did, above which
+            confidence; None for a model of before that was possible.
+        predicted_share: of its training pixels, the share with such labels.
     """
 
     channels: list[str]
@@ -47,10 +52,34 @@ class ModelDescription:
     training: str
     sources: list[str]
     blocks: dict[str, str] | None = None
+    predicted: dict[str, str] | None = None
+    predicted_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.means) == len(self.standard_deviations):
             raise ValueError("not one mean and one standard deviation for each channel")
+
+    def marks(self) -> dict[str, str]:
+        """What is said of it wherever it is registered: whether a model's labels trained it."""
+        taught = self.predicted or {}
+        marks = {"glacier.self_training": str(bool(taught)).lower()}
+        if taught:
+            marks |= {
+                "glacier.self_training.share": f"{self.predicted_share:.6f}",
+                "glacier.self_training.scenes": _listed(sorted(taught)),
+                "glacier.self_training.by": _listed(sorted(set(taught.values()))),
+            }
+        return marks
+
+    def taught_in_words(self) -> str | None:
+        """The same in a clause; None for a model that people's labels alone trained."""
+        if not self.predicted:
+            return None
+        return (
+            f"learned from labels that a model made: {self.predicted_share:.1%} of its training "
+            f"pixels, on {_listed(sorted(self.predicted))} "
+            f"(by {_listed(sorted(set(self.predicted.values())))})"
+        )
 
     def build(self) -> GlacierModel:
         """The network with fresh weights."""
@@ -64,6 +93,12 @@ class ModelDescription:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelDescription:
         return cls(**{**content, "architecture": Architecture(**content["architecture"])})
+
+
+def _listed(names: list[str]) -> str:
+    """Names in a line that a tag of MLflow can hold; all of them are in `model.json`."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def save_model(folder: Path, description: ModelDescription, model: GlacierModel) -> None:

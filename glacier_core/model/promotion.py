@@ -197,6 +197,9 @@ def _compare(
                 f"version {version} ({role}) was trained on ground of the test split, in block "
                 f"{', '.join(seen)}"
             )
+        taught = predictor.description.taught_in_words()
+        if taught is not None:
+            warnings.append(f"version {version} ({role}) {taught}")
         models.append(predictor)
     if problems and not forced:
         raise InputError(

@@ -267,8 +267,8 @@ def _log_model(
         # A server tells by it who may; a file of one's own does not ask.
         model_id=logged.model_id,
         run_id=run_id,
-        description=_in_words(project),
-        tags={_KEY: key, "dataset": description.dataset},
+        description=_in_words(project, description),
+        tags={_KEY: key, "dataset": description.dataset, **description.marks()},
     )
 
 
@@ -281,7 +281,7 @@ def _give_alias(client: MlflowClient, name: str, version: str) -> None:
     client.set_model_version_tag(name, version, _ANNOUNCED, "true")
 
 
-def _in_words(project: Project) -> str:
+def _in_words(project: Project, description: ModelDescription) -> str:
     """How good a version is, for the list of versions in the UI."""
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())
     scores = (
@@ -289,7 +289,10 @@ def _in_words(project: Project) -> str:
         for name, value in ((n, metrics["unet"][n]["iou"]) for n in project.postprocess.classes)
     )
     leaky = ", LEAKY" if metrics["protocol"]["leaky"] else ""
-    return f"Test IoU: {', '.join(scores)} (split by {metrics['protocol']['split']}{leaky})"
+    taught = description.taught_in_words()
+    return f"Test IoU: {', '.join(scores)} (split by {metrics['protocol']['split']}{leaky})" + (
+        f"; {taught}" if taught else ""
+    )
 
 
 def _requirements() -> list[str]:

@@ -165,7 +165,7 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
     known = _find_run(client, project, description.training)
     if known is not None:
         return known
-    tags = {"dataset": description.dataset, **lineage(project)}
+    tags = {"dataset": description.dataset, **lineage(project), **description.marks()}
     with mlflow.start_run(run_name=project.params.train.run_name, tags=tags) as run:
         mlflow.log_params(hyperparameters(project))
         mlflow.log_dict(description.to_json(), DESCRIPTION)

@@ -125,6 +125,8 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         dataset=dataset.fingerprint,
         training=hashlib.sha256(text.encode()).hexdigest(),
         sources=[project.scene(name).img_path for name in sorted(used)],
+        predicted=dataset.predicted_by(),
+        predicted_share=dataset.predicted_share,
     )
 
 
