@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -15,7 +16,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.stages import BadInput, end_running_stages, run_stage, worth_repeating
 from glacier_core.config import Project
 from glacier_core.errors import InputError
+from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.registry import Registration, register
+
+PATIENCE = 6 * 3600.0
+"""Seconds that a run waits for another in the same folder: as long as a training may take."""
 
 
 @task(
@@ -65,24 +70,38 @@ def _rounded(score: float | str) -> float | str:
 
 
 @flow(name="glacier", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
-def glacier(root: str = ".") -> str:
+def glacier(root: str = ".", wait: float = PATIENCE) -> str:
     """Bring the whole project up to date: register its model, and map with it.
 
     A task a scene and step. What DVC finds unchanged is skipped; the artefacts are those of
-    `dvc repro`.
+    `dvc repro`. One run a folder at a time, also where the other is a retraining.
 
     Args:
         root: the project's folder.
+        wait: seconds to wait while another run has the folder; then this one fails, and says whose.
 
     Returns:
         URI of the registered version.
     """
     folder = Path(root).resolve()
-    try:
-        project = Project(folder).check()
-    except InputError as error:
-        raise BadInput(str(error)) from error
-    conf, maps = project.masking, project.maps
+    with ExitStack() as stack:
+        try:
+            project = Project(folder).check()
+            stack.enter_context(one_at_a_time(project, "training", wait, get_run_logger()))
+            project = Project(folder).check()  # another may have learned in the meantime
+        except InputError as error:
+            raise BadInput(str(error)) from error
+        _bring_up_to_date(project)
+        registration = register_model(folder)
+        report(folder, registration)
+    uri = f"models:/{registration.model}/{registration.version}"
+    get_run_logger().info("%s %s %s", uri, registration.alias, registration.run_url)
+    return uri
+
+
+def _bring_up_to_date(project: Project) -> None:
+    """Run every stage, those of different scenes at the same time."""
+    folder, conf, maps = project.root, project.masking, project.maps
     try:
         simulated = [_start(f"simulate@{name}", folder) for name in conf.simulated]
         masks = {scene: _start(f"mask@{scene}", folder, simulated) for scene in conf.scenes}
@@ -106,11 +125,6 @@ def glacier(root: str = ".") -> str:
     except BaseException:
         end_running_stages()
         raise
-    registration = register_model(folder)
-    report(folder, registration)
-    uri = f"models:/{registration.model}/{registration.version}"
-    get_run_logger().info("%s %s %s", uri, registration.alias, registration.run_url)
-    return uri
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from flows.glacier import glacier
+from flows.glacier import PATIENCE, glacier
 from flows.maps import glacier_map
 from flows.stages import BadInput, worth_repeating
 from glacier_core.config import Project
@@ -28,7 +28,6 @@ from glacier_core.landsat.learning import (
     is_up_to_date,
     labels_for,
     learn_from,
-    one_at_a_time,
     scene_path,
     write_review_list,
 )
@@ -42,6 +41,7 @@ from glacier_core.landsat.selftraining import (
 from glacier_core.landsat.watching import NewItem, find_new, once_each, take_in
 from glacier_core.maps.mapping import map_scenes
 from glacier_core.maps.scenemap import ABOUT
+from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.promotion import promote
 from glacier_core.model.testground import keep_test_ground
 from glacier_core.model.verdict import Decision
@@ -191,7 +191,7 @@ def label_scene(row: dict[str, str], root: Path, out: Path) -> Outcome:
 
 
 @flow(name="glacier")
-def retrain(root: str = ".", wait: float = 600) -> State[str]:
+def retrain(root: str = ".", wait: float = PATIENCE) -> State[str]:
     """Train when there is something new to learn from, and promote what is better.
 
     New are scenes that were accepted and lie within the year tolerance of an inventory; reviewed
@@ -208,7 +208,7 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
 
     Args:
         root: the project's folder.
-        wait: seconds to wait while another retraining, or another promotion, runs.
+        wait: seconds to wait while another run has the folder, or another promotion runs.
 
     Returns:
         What came of it, in a sentence that is the state's message too.
@@ -218,7 +218,7 @@ def retrain(root: str = ".", wait: float = 600) -> State[str]:
     with ExitStack() as stack:
         try:
             project.check()
-            stack.enter_context(one_at_a_time(project, wait))
+            stack.enter_context(one_at_a_time(project, "retraining", wait, get_run_logger()))
             project = Project(folder).check()  # another may have learned in the meantime
             by_itself = landsat_settings(project).self_training
             new = candidates(project)
@@ -262,7 +262,7 @@ def _learn(project: Project, learnt: dict[str, SceneConf], wait: float) -> str:
         if learnt:
             learn_from(project, learnt)
             get_run_logger().info("new to learn from: %s", ", ".join(learnt))
-        uri = f"{glacier(str(project.root))}: "
+        uri = f"{glacier(str(project.root), wait)}: "
     elif is_undecided(project):
         uri = "nothing new to learn from, but a challenger to compare: "
     else:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-import subprocess
-import sys
-import time
 from datetime import date
 from pathlib import Path
 
@@ -29,7 +26,7 @@ from workspace import merge_yaml, run, small_workspace
 
 from glacier_core.cli import main
 from glacier_core.config import Project
-from glacier_core.errors import InputError, ServiceError
+from glacier_core.errors import InputError
 from glacier_core.landsat.learning import (
     REVIEW_LIST,
     candidates,
@@ -37,7 +34,6 @@ from glacier_core.landsat.learning import (
     is_up_to_date,
     labels_for,
     learn_from,
-    one_at_a_time,
     write_review_list,
 )
 from glacier_core.landsat.quality import ACCEPTED, REJECTED, REVIEW, Quality, write_table
@@ -303,42 +299,6 @@ def test_a_review_that_cannot_stand_alone_is_refused_and_changes_nothing(
 
 
 # --- is there anything new -------------------------------------------------------------------
-
-_HOLD = """
-import sys, time
-from pathlib import Path
-from glacier_core.config import Project
-from glacier_core.landsat.learning import one_at_a_time
-with one_at_a_time(Project(Path(sys.argv[1])), 0):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-def test_a_second_retraining_waits_or_says_why_not(project: Project) -> None:
-    def holder(seconds: float) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", _HOLD, str(project.root), str(seconds)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        return process
-
-    first = holder(3)
-    with (
-        pytest.raises(ServiceError, match=r"another retraining.*also after 0\.1 s.*retrain\.lock"),
-        one_at_a_time(project, 0.1),
-    ):
-        pass
-    began = time.monotonic()
-    with one_at_a_time(project, 60):
-        assert time.monotonic() - began < 30
-    first.wait(10)
-    # One that is killed holds nothing up.
-    second = holder(600)
-    second.kill()
-    second.wait(10)
-    with one_at_a_time(project, 0):
-        assert second.returncode != 0
 
 
 def test_without_a_registered_model_nothing_is_undecided(project: Project) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -898,7 +900,14 @@ def test_a_second_promotion_says_who_is_at_work_and_that_it_waited(
     place = project.root / "data/promotion.lock"
     with FileLock(place):
         place.with_suffix(".json").write_text(
-            json.dumps({"pid": 4711, "by": "tenzin@host", "since": "2026-01-01T00:00:00+00:00"})
+            json.dumps(
+                {
+                    "what": "promotion",
+                    "pid": 4711,
+                    "by": "tenzin@host",
+                    "since": "2026-01-01T00:00:00+00:00",
+                }
+            )
         )
         begun = time.monotonic()
         with pytest.raises(ServiceError, match=r"a promotion by tenzin@host \(process 4711, since "
@@ -932,6 +941,33 @@ def test_of_two_at_once_the_second_waits_and_finds_the_new_champion(
         thread.join()
     assert sorted(done) == ["champion", "promoted"]
     assert aliases_of(project) == {"champion": "2", "previous": "1"}
+
+
+def test_a_registration_waits_for_a_decision_and_keeps_its_alias(
+    project: Project, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
+) -> None:
+    """It begins between the decision's last look at the aliases and its last change to them."""
+    stand(project, versions["weak"], versions["good"])
+    begun: list[subprocess.Popen[str]] = []
+    delete = MlflowClient.delete_registered_model_alias
+
+    def meanwhile(client: MlflowClient, *arguments: Any) -> None:
+        words = [Path(sys.executable).with_name("glacier"), "register"]
+        begun.append(subprocess.Popen(words, cwd=project.root, stdout=subprocess.PIPE,
+                                      stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        for line in begun[0].stdout or []:
+            if "waiting up to" in line or "models:/" in line:
+                break
+        delete(client, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "delete_registered_model_alias", meanwhile)
+        assert decide(project).outcome == "promoted"
+    [process] = begun
+    assert process.wait(100) == 0
+    new = str(max(int(found.version) for found in client_of(project).search_model_versions()))
+    assert new not in versions.values()
+    assert aliases_of(project) == {"champion": "2", "previous": "1", "challenger": new}
 
 
 def test_a_champion_that_changed_meanwhile_on_another_machine_stops_the_decision(

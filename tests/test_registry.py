@@ -6,10 +6,16 @@ import csv
 import hashlib
 import json
 import logging
+import os
+import resource
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +25,11 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import glacier
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from small_dataset import small_project, with_params
-from workspace import environment, merge_yaml, run
+from workspace import BIN, environment, merge_yaml, run
 
 from glacier_core.cli import main
 from glacier_core.config import Project
@@ -30,7 +37,7 @@ from glacier_core.errors import InputError, ServiceError
 from glacier_core.model.evaluation import evaluate
 from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.registry import Registration, register
-from glacier_core.model.tracking import RunLogger
+from glacier_core.model.tracking import RunLogger, connect
 from glacier_core.model.training import Row, train
 
 NAME = "glacier-unet"
@@ -123,9 +130,9 @@ def artifacts(client: MlflowClient, run_id: str, path: str = "") -> set[str]:
     return found
 
 
-def check_complete(project: Project, run_id: str) -> None:
+def check_complete(project: Project, run_id: str, client: MlflowClient | None = None) -> None:
     """Assert that a run holds everything that made the model, and how it went."""
-    client = client_of(project)
+    client = client or client_of(project)
     kept = client.get_run(run_id)
     assert kept.info.status == "FINISHED"
     assert kept.info.run_name == project.params.train.run_name
@@ -279,6 +286,107 @@ def test_what_mlflow_missed_while_it_was_away_is_logged_afterwards(
     check_complete(project, register(project).run_id)
 
 
+@pytest.fixture
+def server(project: Project) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts an MLflow server on the project's store, at the same address each time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    words = [BIN / "mlflow", "server", "--backend-store-uri", store(project), "--workers", "1",
+             "--artifacts-destination", f"{project.root}/mlartifacts", "--port", str(port)]  # fmt: skip
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        with (project.root.parent / "server.log").open("ab") as log:
+            begun.append(
+                subprocess.Popen(words, cwd=project.root.parent, stdout=log, stderr=log,
+                                 env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+                                 start_new_session=True)
+            )  # fmt: skip
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                return begun[-1]
+            except OSError:
+                assert begun[-1].poll() is None
+                time.sleep(0.5)
+        raise AssertionError("MLflow does not answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        yield start
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_is_killed_in_a_training_gets_all_of_it_afterwards(
+    project: Project, server: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    untrained(with_params(project, epochs=40, patience=40))
+    committed(project)
+    running = server()
+    with (project.root.parent / "train.log").open("wb") as log:
+        training = subprocess.Popen([BIN / "glacier", "train"], cwd=project.root, stderr=log)
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(address, address)
+
+    def epochs_logged() -> int:
+        experiment = client.get_experiment_by_name("glacier")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return len(client.get_metric_history(runs[0].info.run_id, "loss")) if runs else 0
+
+    for _ in range(300):
+        if epochs_logged() >= 2:
+            break
+        time.sleep(0.1)
+    logged = epochs_logged()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(20)
+    assert training.wait(100) == 0
+    said = (project.root.parent / "train.log").read_text()
+    assert said.count("MLflow cannot be reached; `glacier register` will log") >= 1
+    assert "Traceback" not in said
+    assert 2 <= logged < 40
+    assert len(history(project)) == 40
+    evaluate(project)
+    told = glacier(project.root, "register")
+    assert (told.returncode, told.stderr.count("\nerror: ")) == (1, 1)
+    assert "run `glacier register` again when MLflow is back" in told.stderr
+
+    server()
+    assert epochs_logged() < 40
+    for _ in range(2):
+        told = glacier(project.root, "register")
+        assert told.returncode == 0, told.stderr
+        assert "models:/glacier-unet/1 champion" in told.stdout
+    [version] = client.search_model_versions(f"name = '{NAME}'")
+    check_complete(project, version.run_id, client)
+    assert len(client.search_runs([client.get_experiment_by_name("glacier").experiment_id])) == 1
+
+
+def test_a_full_disk_keeps_the_model_and_the_next_registration_is_complete(
+    project: Project,
+) -> None:
+    room = (project.run_folder / "models/model.safetensors").stat().st_size // 2
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    connect(project)  # the store is there, and cannot grow
+    failed = glacier(project.root, "register", limit=little_room)
+    assert failed.returncode == 1
+    [line] = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert "The model stays in" in line
+    done = register(project)
+    assert (done.version, done.alias, done.new) == ("1", "champion", True)
+    check_complete(project, done.run_id)
+
+
 def test_a_run_whose_beginning_could_not_be_written_does_not_stay_incomplete(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +481,24 @@ def test_a_registration_stopped_before_its_alias_is_mended_by_the_next(
             register(project)
     registration = register(project)
     assert (registration.version, registration.alias) == ("1", "champion")
+
+
+def test_of_two_registrations_at_once_one_makes_the_version(project: Project) -> None:
+    register(project)
+    train(untrained(with_params(project, learning_rate=0.03)))
+    evaluate(project)
+    begun = [
+        subprocess.Popen([BIN / "glacier", "register"], cwd=project.root, env=environment(),
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[0] for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], said
+    assert all("models:/glacier-unet/2 challenger" in text for text in said)
+    client = client_of(project)
+    assert {str(found.version) for found in client.search_model_versions()} == {"1", "2"}
+    experiment = client.get_experiment_by_name("glacier")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
 def test_an_alias_taken_away_by_hand_is_not_given_back(project: Project) -> None:

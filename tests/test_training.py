@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import glacier
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
@@ -611,6 +613,35 @@ def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(make: Make) -
     assert contents(project) == contents(expected)
     losses = [value for _, value in tensorboard(project, "loss")]
     assert losses == pytest.approx(column(project, "loss"), rel=1e-5)
+
+
+def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_last_epoch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in NOWHERE.items():
+        monkeypatch.setenv(name, value)
+    expected = trained(make(epochs=6))
+    project = make(epochs=6)
+    with pytest.raises(Stopped):
+        train(project, [stop_at(3)])
+    checkpoint = models(project) / "checkpoints/last.safetensors"
+    before, room = checkpoint.read_bytes(), checkpoint.stat().st_size // 2
+
+    def little_room() -> None:
+        """What the system answers at this size is what a full disk gives."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    failed = glacier(project.root, "train", limit=little_room)
+    assert failed.returncode == 1
+    [line] = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert "no room left to write it" in line
+    assert "Traceback" not in failed.stderr
+    assert checkpoint.read_bytes() == before
+    assert not list(project.run_folder.rglob(".*"))
+    done = glacier(project.root, "train")
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch 3" in done.stderr
+    assert contents(project) == contents(expected)
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import rasterio
 from conftest import REPOSITORY, edit_yaml, ground, make_outlines
+from prefect_server import Prefect, children_of, serving, wait_for
 from small_catalog import offer, settings
 from small_catalog import scene as item_of
 from stac_server import Item, StacServer
-from workspace import environment, merge_yaml, run, small_workspace
+from workspace import merge_yaml, run
 
 from glacier_core.config import Project
 from glacier_core.dataset.blocks import RECORD, read_blocks
 from glacier_core.dataset.loading import Dataset
-from glacier_core.landsat.learning import REVIEW_LIST, one_at_a_time
+from glacier_core.landsat.learning import REVIEW_LIST
 from glacier_core.landsat.quality import (
     ACCEPTED,
     REJECTED,
@@ -42,6 +38,7 @@ from glacier_core.landsat.quality import (
     write_table,
 )
 from glacier_core.landsat.watching import NewItem, find_new, once_each, take_in
+from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.tracking import connect
 
 pytestmark = pytest.mark.slow
@@ -60,165 +57,16 @@ def name_of(identity: str) -> str:
     return f"{sensor}_{place}_{day}"
 
 
-# --- the server, the worker, the project -----------------------------------------------------
-
-
-@dataclass
-class Prefect:
-    """A Prefect server with a worker, of this test alone, and the folder it deploys."""
-
-    folder: Path
-    url: str
-    settings: dict[str, str]
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        with (self.folder.parent / f"{name}.log").open("ab") as output:
-            self.started.append(
-                subprocess.Popen(words, cwd=self.folder, env=environment(**self.settings),
-                                 stdout=output, stderr=output, start_new_session=True)
-            )  # fmt: skip
-        return self.started[-1]
-
-    @property
-    def worker(self) -> subprocess.Popen[bytes]:
-        return self.started[-1]
-
-    def ask(self, path: str, **body: Any) -> Any:
-        """POST to the server's API."""
-        return self._asked(
-            urllib.request.Request(
-                f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-        )
-
-    def get(self, flow_run: str) -> dict[str, Any]:
-        content = self._asked(urllib.request.Request(f"{self.url}/flow_runs/{flow_run}"))
-        assert isinstance(content, dict)
-        return content
-
-    def _asked(self, request: urllib.request.Request) -> Any:
-        for left in range(9, -1, -1):
-            try:
-                with urllib.request.urlopen(request, timeout=20) as answer:
-                    return json.loads(answer.read() or b"null")
-            except urllib.error.HTTPError as error:
-                # Its SQLite is locked for a moment.
-                if error.code != 503 or not left:
-                    raise
-                time.sleep(1)
-        raise AssertionError
-
-    def begin(self, deployment: str, **parameters: Any) -> str:
-        """Have a deployment run; the id of the run."""
-        flow, name = deployment.split("/")
-        found = self.ask(
-            "/deployments/filter",
-            deployments={"name": {"any_": [name]}},
-            flows={"name": {"any_": [flow]}},
-        )
-        made = self.ask(f"/deployments/{found[0]['id']}/create_flow_run", parameters=parameters)
-        return str(made["id"])
-
-    def ended(self, flow_run: str) -> dict[str, Any]:
-        """A run that has ended, as the server has it."""
-        for _ in range(500):
-            time.sleep(1)
-            now = self.get(flow_run)
-            if now["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return now
-        raise AssertionError(f"{now['name']}: still {now['state_name']}")
-
-    def deployed(self, deployment: str, **parameters: Any) -> dict[str, Any]:
-        """Run a deployment to its end."""
-        return self.ended(self.begin(deployment, **parameters))
-
-    def heed_events(self, heeds: bool) -> None:
-        """Whether events start runs."""
-        for automation in self.ask("/automations/filter"):
-            self._asked(
-                urllib.request.Request(
-                    f"{self.url}/automations/{automation['id']}",
-                    json.dumps({"enabled": heeds}).encode(),
-                    {"Content-Type": "application/json"},
-                    method="PATCH",
-                )
-            )
-
-    def runs(self, deployment: str) -> dict[str, dict[str, Any]]:
-        """All runs of a deployment that were due until now, by id."""
-        found = self.ask(
-            "/flow_runs/filter",
-            deployments={"name": {"any_": [deployment.split("/")[1]]}},
-            flow_runs={"expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
-        )
-        return {one["id"]: one for one in found}
-
-    def tasks(self, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        found = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [flow_run["id"]]}})
-        return {task["name"]: task for task in found}
-
-    def table(self, key: str, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
-        found = self.ask("/artifacts/filter", flow_runs={"id": {"any_": [flow_run["id"]]}})
-        rows = [json.loads(artifact["data"]) for artifact in found if artifact["key"] == key]
-        return rows[0] if rows else []
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        for sent in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            if process.poll() is None:
-                os.killpg(process.pid, sent)
-                try:
-                    process.wait(timeout=8)
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-def wait_for(happened: Callable[[], object], what: str) -> None:
-    for _ in range(120):
-        if happened():
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"did not come: {what}")
-
-
-def children_of(process: subprocess.Popen[bytes], words: str) -> list[psutil.Process]:
-    """Processes that another started, whose command line holds `words`."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in found if words in " ".join(child.cmdline())]
+# --- the project -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
-    base = tmp_path_factory.mktemp("prefect")
-    folder = small_workspace(base / "work")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    chosen = {
-        "PREFECT_HOME": str(base / "home"),
-        "PREFECT_API_URL": url,
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-    }
-    server = Prefect(folder, url, chosen)
-    server.start("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(1)
-        run(folder, "prefect", "work-pool", "create", "glacier", "--type", "process", "--overwrite",
-            **chosen)  # fmt: skip
-        run(folder, "prefect", "deploy", "--all", "--no-prompt", **chosen)
+    with serving(tmp_path_factory.mktemp("prefect")) as server:
         # A retraining in the midst of another test would change what that finds.
         server.heed_events(False)
-        server.start("worker", "prefect", "worker", "start", "--pool", "glacier")
+        server.work()
         yield server
-    finally:
-        for process in reversed(server.started):
-            server.stop(process)
 
 
 @dataclass
@@ -372,7 +220,7 @@ def test_a_run_that_is_killed_is_gone_on_with_and_nothing_is_taken_twice(
     # The first is in the table, and the second under way.
     wait_for(lambda: watched.api.log(f"/files/{second}/.*SR_B4"), "the second scene")
     assert set(watched.rows()) == {name_of(first)}
-    [process] = children_of(prefect.worker, "prefect.engine")
+    [process] = children_of(prefect.started[-1], "prefect.engine")
     process.kill()
     assert prefect.ended(made)["state_type"] == "CRASHED"
     before = watched.image(first).stat().st_mtime_ns
@@ -383,6 +231,26 @@ def test_a_run_that_is_killed_is_gone_on_with_and_nothing_is_taken_twice(
     assert watched.api.log(f"/files/{first}/") == []
     assert watched.image(first).stat().st_mtime_ns == before
     assert not list((watched.root / "data/raw").rglob(".*"))
+
+
+def test_runs_that_are_late_come_one_by_one_and_take_nothing_twice(
+    watched: Watched, prefect: Prefect
+) -> None:
+    """As they lie there when a worker comes back, or a clock was put right, after three nights."""
+    new = product(5)
+    watched.offer(new)
+    nights = [datetime.now(UTC) - timedelta(days=days) for days in (3, 2, 1)]
+    made = [prefect.begin("landsat/watch", due=night, root=str(watched.root)) for night in nights]
+    ended = sorted((prefect.ended(run) for run in made), key=lambda run: run["start_time"])
+    assert [run["state_type"] for run in ended] == ["COMPLETED"] * 3
+    said = [run["state"]["message"] for run in ended]
+    assert said == ["1 new scenes", "nothing new", "nothing new"]
+    for before, after in pairwise(ended):
+        assert before["end_time"] <= after["start_time"]
+    fetched = [request["path"] for request in watched.api.log(f"/files/{new}/")]
+    assert fetched
+    assert len(fetched) == len(set(fetched))
+    assert set(watched.rows()) == {name_of(new)}
 
 
 def test_settings_that_cannot_be_used_fail_the_run_and_reject_no_scene(
@@ -603,6 +471,23 @@ def test_a_scene_with_labels_is_learned_from_and_one_without_waits_for_review(
     assert versions(root) == {"1", "2"}
 
 
+def test_of_a_training_and_a_retraining_at_once_one_waits_for_the_other(
+    prefect: Prefect, trained: dict[str, Any]
+) -> None:
+    assert trained["state_type"] == "COMPLETED"
+    before = versions(prefect.folder)
+    edit_yaml(prefect.folder / "params.yaml", **{"train.learning_rate": 0.003})
+    made = [prefect.begin(f"glacier/{name}") for name in ("train", "retrain")]
+    ended = [prefect.ended(run) for run in made]
+    assert [run["state_type"] for run in ended] == ["COMPLETED"] * 2, ended
+    waited = [[line for line in prefect.said(run) if "waiting up to" in line] for run in made]
+    assert sum(map(len, waited)) == 1, waited
+    assert "for a training by" in str(waited) or "for a retraining by" in str(waited)
+    # One model, which whoever was second found.
+    assert len(versions(prefect.folder) - before) == 1
+    assert not list((prefect.folder / "data").glob("training.json"))
+
+
 def test_a_challenger_that_a_killed_run_left_is_compared_by_the_next(
     prefect: Prefect, trained: dict[str, Any]
 ) -> None:
@@ -702,7 +587,7 @@ def test_a_scene_whose_file_is_gone_fails_the_run_after_the_others(
 
 
 def test_a_second_retraining_says_why_it_does_not_run(prefect: Prefect) -> None:
-    with one_at_a_time(Project(prefect.folder), 0):
+    with one_at_a_time(Project(prefect.folder), "training", 0):
         done = prefect.deployed("glacier/retrain", wait=1)
     assert done["state_type"] == "FAILED"
-    assert "another retraining of this folder runs" in done["state"]["message"]
+    assert "a training by" in done["state"]["message"]

@@ -7,8 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import shapely
 import yaml
-from filelock import FileLock, Timeout
 
 from glacier_core.config import Project, check, read_yaml
 from glacier_core.errors import InputError, ServiceError
@@ -164,29 +162,6 @@ def without_outlines(project: Project, like: SceneConf, path: Path, day: date) -
 def scene_path(project: Project, row: Mapping[str, str]) -> Path:
     """Path of a scene in `quality.csv`."""
     return project.root / row["path"]
-
-
-@contextmanager
-def one_at_a_time(project: Project, wait: float) -> Iterator[None]:
-    """Hold what keeps a second retraining out; the system lets go of it when a process dies.
-
-    Raises:
-        ServiceError: another holds it for longer than `wait` seconds.
-    """
-    place = project.root / "data/landsat/retrain.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise ServiceError(
-            f"another retraining of this folder runs, also after {wait:g} s (it holds {place}); "
-            "what is new is learned by that one, or by the next"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def learn_from(project: Project, scenes: Mapping[str, SceneConf]) -> None:

@@ -44,7 +44,7 @@ def blocks_command(project: Project, record: bool) -> None:
     type=click.FloatRange(min=0),
     default=60,
     show_default=True,
-    help="Seconds to wait while another promotion runs.",
+    help="Seconds to wait while another promotion or a registration runs.",
 )
 @click.pass_obj
 def promote_command(

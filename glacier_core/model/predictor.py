@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file, write_json
@@ -104,9 +104,21 @@ def _listed(names: list[str]) -> str:
 def save_model(folder: Path, description: ModelDescription, model: GlacierModel) -> None:
     """Write `model.safetensors` and `model.json` into a folder."""
     weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    with whole_file(folder / WEIGHTS) as beside:
-        save_file(weights, beside)
+    save_tensors(folder / WEIGHTS, weights)
     write_json(folder / DESCRIPTION, description.to_json())
+
+
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], note: dict[str, str] | None = None
+) -> None:
+    """Write tensors, on the CPU and contiguous, with a note into a safetensors file.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable.
+    """
+    with whole_file(path) as beside:
+        # Not `save_file`, whose errors do not say in a way that programs read that a disk is full.
+        beside.write_bytes(save(tensors, note))
 
 
 class Predictor:

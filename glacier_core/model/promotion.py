@@ -63,18 +63,18 @@ def promote(
         project: whose test split and settings judge, and whose store is asked.
         challenger: version; None for the one with the alias `challenger`. Without any, or where
             it is champion already, nothing is compared.
-        wait: seconds to wait while another promotion or rollback runs.
+        wait: seconds to wait while another promotion, rollback or registration runs.
         force: why the challenger shall be champion whatever the verdict, which is kept with it.
 
     Raises:
         InputError: there is no such version or no champion; a model cannot be judged on this test
             split, or has seen its ground in training (unless forced).
-        ServiceError: MLflow cannot be reached, or another promotion runs. Nothing has changed.
+        ServiceError: MLflow cannot be reached, or another of them runs. Nothing has changed.
     """
     if force is not None and not force.strip():
         raise InputError("--force: expected a reason, which is kept with the model; found none")
     name, params = project.train.tracking.model_name, project.params.promotion
-    with alone(project, wait):
+    with alone(project, "promotion", wait):
         with _asking(project):
             client = connect(project)
             aliases = _aliases(client, project, name)
@@ -144,7 +144,7 @@ def rollback(project: Project, *, wait: float) -> Rollback:
         ServiceError: as for `promote`.
     """
     name = project.train.tracking.model_name
-    with alone(project, wait), _asking(project):
+    with alone(project, "rollback", wait), _asking(project):
         client = connect(project)
         aliases = _aliases(client, project, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)

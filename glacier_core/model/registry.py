@@ -23,6 +23,7 @@ from glacier_core.dataset.blocks import ground_by_block
 from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError, ServiceError
 from glacier_core.files import write_json
+from glacier_core.model.alone import alone
 from glacier_core.model.evaluation import METRICS
 from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, ModelDescription
 from glacier_core.model.tracking import (
@@ -86,16 +87,20 @@ class Registration:
     new: bool
 
 
-def register(project: Project) -> Registration:
+def register(project: Project, wait: float = 600) -> Registration:
     """Register the trained model as a version of `glacier-unet`, once.
 
     The first version becomes `champion`; later ones `challenger`. A training that was logged
     while it ran keeps its run; one restored from DVC's cache, or trained while MLflow was
     away, gets a run from its files. Called again it changes nothing and returns the same.
 
+    Args:
+        project: whose model.
+        wait: seconds to wait while another registration or a promotion runs.
+
     Raises:
         InputError: there is no trained model, or the evaluation is of another.
-        ServiceError: MLflow cannot be reached.
+        ServiceError: MLflow cannot be reached, or another of these runs.
     """
     models, evaluation = project.run_folder / "models", project.evaluation_folder
     for path, step in ((models / DESCRIPTION, "train"), (evaluation / METRICS, "evaluate")):
@@ -110,13 +115,14 @@ def register(project: Project) -> Registration:
     key = train_key(project, description)
     name = project.train.tracking.model_name
     try:
-        client = connect(project)
-        existing = _find_version(client, name, key)
-        run_id = existing.run_id if existing else _complete_run(client, project, description)
-        version = existing or _log_model(client, project, description, run_id, key)
-        if _ANNOUNCED not in version.tags:
-            _give_alias(client, name, version.version)
-        result = _registration(client, name, version, key, new=existing is None)
+        with alone(project, "registration", wait):
+            client = connect(project)
+            existing = _find_version(client, name, key)
+            run_id = existing.run_id if existing else _complete_run(client, project, description)
+            version = existing or _log_model(client, project, description, run_id, key)
+            if _ANNOUNCED not in version.tags:
+                _give_alias(client, name, version.version)
+            result = _registration(client, name, version, key, new=existing is None)
     except STORE_ERRORS as error:
         raise ServiceError(
             f"MLflow at {tracking_uri(project.root)}: {str(error).splitlines()[0]}. The model "

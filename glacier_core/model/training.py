@@ -17,7 +17,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -37,6 +36,7 @@ from glacier_core.model.predictor import (
     ModelDescription,
     Predictor,
     save_model,
+    save_tensors,
 )
 from glacier_core.model.schedule import learning_rate
 from glacier_core.model.scoring import predict_split
@@ -302,8 +302,7 @@ class _Trainer:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
         note = {"state": json.dumps(asdict(self.state)), "training": self.description.training}
-        with whole_file(self.checkpoints / _LAST) as beside:
-            save_file(tensors, beside, note)
+        save_tensors(self.checkpoints / _LAST, tensors, note)
 
     def resume(self) -> None:
         """Continue from the last checkpoint if it is of this very training."""
