@@ -44,6 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[
     return cache / "small", done.stdout, content
 
 
+@pytest.mark.slow
 def test_masks_slices_and_statistics_are_those_of_the_plain_procedure(
     measured: tuple[Path, str, dict[str, Any]],
 ) -> None:
@@ -56,6 +57,7 @@ def test_masks_slices_and_statistics_are_those_of_the_plain_procedure(
     assert content["rows"]["mask"]["wrong"] == []
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_a_goal_and_the_json_every_value(
     measured: tuple[Path, str, dict[str, Any]],
 ) -> None:
@@ -73,6 +75,7 @@ def test_the_table_has_a_line_a_goal_and_the_json_every_value(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_measures_only_what_is_missing(
     measured: tuple[Path, str, dict[str, Any]],
 ) -> None:
@@ -83,6 +86,7 @@ def test_a_run_that_was_stopped_measures_only_what_is_missing(
     assert json.loads((folder / "results.json").read_text())["rows"] == before["rows"]
 
 
+@pytest.mark.slow
 def test_one_pixel_of_a_mask_that_differs_is_found(
     measured: tuple[Path, str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -97,6 +101,7 @@ def test_one_pixel_of_a_mask_that_differs_is_found(
     assert wrong == ["1 pixels of the mask differ"]
 
 
+@pytest.mark.slow
 def test_statistics_slices_and_splits_that_differ_are_found(
     measured: tuple[Path, str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -130,6 +135,7 @@ def test_statistics_slices_and_splits_that_differ_are_found(
             for (name, count), text in zip(counts.items(), wrong, strict=True)] == [True] * 3  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bytes_that_the_values_are_worth_and_second_copies_are_counted(
     measured: tuple[Path, str, dict[str, Any]], tmp_path: Path
 ) -> None:
