@@ -449,9 +449,10 @@ def decide(project: Project, **arguments: Any) -> Decision:
 
 def expected_matrix(project: Project, bias: tuple[float, float, float]) -> Matrices:
     """Confusion matrix over the test split, each pixel once, put together from its files."""
-    predictor = Predictor.load(project.run_folder / "models", "cpu", "float32")
+    loaded = Predictor.load(project.run_folder / "models", "cpu", "float32")
     with torch.no_grad():
-        predictor.model.network.head.bias += torch.tensor(bias)
+        loaded.model.network.head.bias += torch.tensor(bias)
+    predictor = Predictor(loaded.description, loaded.model, "cpu", "float32")  # as it is trained
     # In the order of slices by scene and number, as the earlier of overlapping ones speaks.
     path = project.dataset_folder / "dataset.json"
     content = json.loads(path.read_text())

@@ -720,6 +720,8 @@ def test_a_damaged_or_unreachable_database_is_one_clear_error(
 ) -> None:
     damaged = project.root / "damaged.db"
     damaged.write_bytes(b"this is not a database" * 100)
+    # MLflow's own patience with a database is 100 seconds.
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 2)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("damaged.db", str(damaged)))
     with pytest.raises(ServiceError, match="run `glacier register` again when MLflow is back"):
         register(project)
