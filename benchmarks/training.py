@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from glacier_core.config import Project
 from glacier_core.model import training
+from glacier_core.model.checkpoints import Row
 
 # Distinct batches in memory; more would only take more of it.
 _BATCHES = 4
@@ -25,7 +26,7 @@ class _Speeds:
 
     def begin(self, description: Any, past: Any) -> None: ...
 
-    def epoch(self, row: training.Row) -> None:
+    def epoch(self, row: Row) -> None:
         self.found.append(float(row["images_per_second"]))
 
     def end(self, error: BaseException | None) -> None: ...
@@ -36,8 +37,9 @@ class _FromMemory:
 
     served = 0
 
-    def __init__(self, crops: Any, *, batch_size: int, sampler: Any, **_: Any) -> None:
-        self._sampler, self._batch = sampler, batch_size
+    def __init__(self, crops: Any, *, batch_sampler: Any, **_: Any) -> None:
+        self._sampler = batch_sampler
+        batch_size = max(batch_sampler.lengths)
         keys = [(0, number % len(crops)) for number in range(_BATCHES * batch_size)]
         samples = [crops[key] for key in keys]
         self._batches = [
@@ -45,15 +47,13 @@ class _FromMemory:
         ]
 
     def __len__(self) -> int:
-        return -(-len(self._sampler) // self._batch)
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        left = len(self._sampler)
-        for number in range(len(self)):
+        for number, keys in enumerate(self._sampler):
             image, label = self._batches[number % len(self._batches)]
-            count = min(self._batch, left)
+            count = len(keys)
             _FromMemory.served += 1
-            left -= count
             yield image[:count], label[:count]
 
 

@@ -268,13 +268,34 @@ def postprocess(project: Project) -> None:
 
 
 @main.command()
-@click.pass_obj
-def train(project: Project) -> None:
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    envvar="GLACIER_PROCESSES",
+    show_envvar=True,
+    help="Train by so many processes of this machine, one for each GPU.",
+)
+@click.pass_context
+def train(ctx: click.Context, processes: int) -> None:
     """Fit the U-Net; go on where a stopped run stood.
 
     Writes data/runs/RUN_NAME/models (model.safetensors, model.json, history.csv) and /logs
-    (`tensorboard --logdir data/runs`), and an MLflow run.
+    (`tensorboard --logdir data/runs`), and an MLflow run. Several processes share each batch, and
+    train what one would. For several machines: `torchrun ... --no-python glacier train` on each.
     """
+    project: Project = ctx.obj
+    if processes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:  # PyTorch's launcher sets it
+        from glacier_core.model.distributed import launch
+        from glacier_core.threads import thread_count
+
+        quiet = ["--quiet"] if ctx.find_root().params["quiet"] else []
+        launch(
+            processes,
+            ["glacier_core.cli", *quiet, "train"],
+            threads=max(1, thread_count() // processes),
+        )
+        return
     from glacier_core.model.tracking import RunLogger
     from glacier_core.model.training import train as fit
 
@@ -332,3 +353,6 @@ def doctor(project: Project, online: bool) -> None:
 
 for _command in (*MODEL_COMMANDS, *COMMANDS, *CATALOG_COMMANDS, *LANDSAT_COMMANDS):
     main.add_command(_command)
+
+if __name__ == "__main__":  # `torchrun -m glacier_core.cli train`
+    main()

@@ -184,6 +184,7 @@ class TrainConf(Checked):
     augment: AugmentConf
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
+    compile: bool
     tracking: TrackingConf
 
 

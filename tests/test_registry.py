@@ -34,11 +34,12 @@ from workspace import BIN, environment, merge_yaml, run
 from glacier_core.cli import main
 from glacier_core.config import Project
 from glacier_core.errors import InputError, ServiceError
+from glacier_core.model.checkpoints import Row
 from glacier_core.model.evaluation import evaluate
 from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.registry import Registration, register
 from glacier_core.model.tracking import RunLogger, connect
-from glacier_core.model.training import Row, train
+from glacier_core.model.training import train
 
 NAME = "glacier-unet"
 TRAIN = {"epochs": 3, "crops_per_slice": 2, "learning_rate": 0.02}

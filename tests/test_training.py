@@ -39,9 +39,10 @@ from workspace import BIN, environment, merge_yaml, run
 from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError
+from glacier_core.model.checkpoints import Row
 from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.schedule import learning_rate
-from glacier_core.model.training import Row, train
+from glacier_core.model.training import train
 
 FILES = ("model.safetensors", "model.json", "history.csv")
 NOWHERE = {
@@ -258,6 +259,31 @@ def test_every_method_of_train_yaml_changes_the_result(
     make: Make, usual_weights: bytes, change: dict[str, Any]
 ) -> None:
     assert weights(trained(with_conf(make(), **change))) != usual_weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_saves_the_weights_of_the_plain_network(make: Make) -> None:
+    tiny = {"depth": 1, "base_channels": 2, "dropout": 0.0}
+    plain = trained(make(**tiny))
+    compiled = trained(with_conf(make(**tiny), compile=True))
+    found, expected = (load_file(models(p) / "model.safetensors") for p in (compiled, plain))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=0.01, atol=1e-3, msg=name)
+    assert found["network.head.weight"].ne(expected["network.head.weight"]).any()  # it was compiled
+    assert column(compiled, "loss") == pytest.approx(column(plain, "loss"), rel=1e-3)
+
+
+def test_compiling_without_a_compiler_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    project = with_conf(make(), compile=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"no g\+\+ and no clang\+\+; install one, or set compile"):
+        train(project)
+    assert not models(project).exists()
 
 
 def norms(project: Project, power: int) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, default_collate
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.raster.grid import Window
@@ -27,6 +27,7 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
         self._dataset, self._augment, self._seed, self._size = dataset, augment, seed, size
         self._samples = dataset.splits["train"]
         self._repeats = params.crops_per_slice
+        self._channels = len(dataset.channels)
 
     def __len__(self) -> int:
         return len(self._samples) * self._repeats
@@ -52,6 +53,14 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
             torch.from_numpy(np.ascontiguousarray(label)),
         )
 
+    def batch(self, crops: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Crops as one: (batch, size, size, channels) and (batch, size, size). There may be none."""
+        if not crops:
+            shape = (0, self._size, self._size)
+            return torch.empty(*shape, self._channels), torch.empty(shape, dtype=torch.uint8)
+        image, label = default_collate(crops)
+        return image, label
+
     def _window(self, sample: Sample, random: np.random.Generator) -> Window:
         row, col = (
             int(random.integers(max(length - self._size, 0) + 1))
@@ -60,25 +69,50 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
         return Window(row, col, self._size, self._size)
 
 
-class ShuffledEpoch(Sampler[tuple[int, int]]):
-    """(epoch, number) of every crop of the current epoch, in an order of its own."""
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, number) of crops: all of the current epoch, in an order of its own.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self.epoch = length, seed, 0
+    Args:
+        length: crops of an epoch.
+        size: crops of a batch; the last one takes what is left.
+        part: for the length of a batch, which of it are wanted here.
+        seed: of the order, with the epoch.
+    """
+
+    def __init__(self, length: int, size: int, part: Callable[[int], slice], seed: int) -> None:
+        self._size, self._part, self._seed, self.epoch = size, part, seed, 0
+        self.lengths = [min(size, length - start) for start in range(0, length, size)]
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.lengths)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._length)
-        return iter([(self.epoch, int(i)) for i in order])
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(sum(self.lengths))
+        for number, length in enumerate(self.lengths):
+            batch = order[number * self._size :][:length]
+            yield [(self.epoch, int(i)) for i in batch[self._part(length)]]
 
 
-def jittered(x: Tensor, gain: float, offset: float, generator: torch.Generator) -> Tensor:
-    """Normalised channels (batch, channels, height, width), each times and plus a little."""
+def jittered(
+    x: Tensor,
+    gain: float,
+    offset: float,
+    generator: torch.Generator,
+    length: int,
+    part: slice,
+) -> Tensor:
+    """Normalised channels (batch, channels, height, width), each times and plus a little.
+
+    Args:
+        x: part of a batch.
+        gain, offset: largest change of factor and summand.
+        generator: what is drawn from, for the whole batch.
+        length: of the whole batch.
+        part: which of it `x` holds.
+    """
     if gain == 0 and offset == 0:
         return x
-    shape = (*x.shape[:2], 1, 1)
-    times = 1 + gain * (2 * torch.rand(shape, generator=generator) - 1)
-    plus = offset * (2 * torch.rand(shape, generator=generator) - 1)
+    shape = (length, x.shape[1], 1, 1)
+    times = 1 + gain * (2 * torch.rand(shape, generator=generator)[part] - 1)
+    plus = offset * (2 * torch.rand(shape, generator=generator)[part] - 1)
     return x * times.to(x.device) + plus.to(x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,9 +14,9 @@ from glacier_core.model.predictor import Predictor
 
 
 def predict_split(
-    predictor: Predictor, dataset: Dataset, split: str
+    predictor: Predictor, dataset: Dataset, split: str, *, first: int = 0, step: int = 1
 ) -> Iterator[tuple[Sample, npt.NDArray[np.uint8], npt.NDArray[np.float32]]]:
-    """Predict each slice of a split.
+    """Predict each slice of a split, or every `step`-th from `first` on.
 
     Yields:
         The sample; its true class numbers (height, width), with 255 also where an earlier slice
@@ -23,7 +24,8 @@ def predict_split(
         (classes, height, width), 0 where nothing was seen.
     """
     samples = dataset.splits[split]
-    for sample, once in zip(samples, dataset.counted_once(split), strict=True):
+    covered = zip(samples, dataset.counted_once(split), strict=True)
+    for sample, once in itertools.islice(covered, first, None, step):
         truth = np.where(once, dataset.label(split, sample), np.uint8(IGNORED))
         image = np.moveaxis(dataset.image(split, sample), -1, 0)
         yield sample, truth, np.nan_to_num(predictor.probabilities(image[None])[0])

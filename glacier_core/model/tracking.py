@@ -16,7 +16,7 @@ from glacier_core.config import Project
 from glacier_core.model.predictor import DESCRIPTION, ModelDescription
 
 if TYPE_CHECKING:
-    from glacier_core.model.training import Row
+    from glacier_core.model.checkpoints import Row
 
 # Before MLflow is imported: it reads these once. Nothing is sent anywhere.
 for _name, _value in {

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from glacier_core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,21 @@ def folded(network: UNet) -> UNet:
         assert isinstance(block, _Convolutions)
         block.fold()
     return network
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network compiled by `torch.compile`, when it is first called; it shares its weights.
+
+    Raises:
+        InputError: there is no C++ compiler for it.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise InputError(
+            "conf/train.yaml: compile: true needs a C++ compiler, and there is no "
+            f"{' and no '.join(compilers)}; install one, or set compile: false"
+        )
+    return cast(nn.Module, torch.compile(network))
 
 
 class Normalise(nn.Module):
