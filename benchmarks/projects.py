@@ -23,6 +23,7 @@ _FILES = (
     "dvc.yaml",
     "params.yaml",
     "data/reviews",
+    "data/predicted",
 )
 
 
