@@ -12,10 +12,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.futures import wait as wait_until_done
 from prefect.states import Completed
 
 from flows.glacier import PATIENCE, glacier
 from flows.maps import glacier_map
+from flows.side_by_side import SceneRunner, dask_wanted
 from flows.stages import BadInput, worth_repeating
 from glacier_core.config import Project
 from glacier_core.dataset.blocks import RECORD
@@ -85,12 +87,13 @@ def take_in_scene(new: NewItem, root: Path) -> Quality:
     return quality
 
 
-@flow(name="landsat")
+@flow(name="landsat", task_runner=SceneRunner(max_workers=1))  # type: ignore[arg-type]
 def landsat(root: str = ".", areas: list[str] | None = None, days: int = 60) -> State[list[str]]:
     """Look for new scenes in the configured areas; fetch, ingest and check them.
 
     One scene or area that fails does not keep the others out; the run then ends as failed, after
-    all were tried, and the next one tries again. Nothing new: it ends at once.
+    all were tried, and the next one tries again. Nothing new: it ends at once. One scene at a time,
+    or as many as Dask has workers (`GLACIER_DASK`).
 
     Args:
         root: the project's folder.
@@ -102,13 +105,15 @@ def landsat(root: str = ".", areas: list[str] | None = None, days: int = 60) -> 
     """
     folder, logger = Path(root).resolve(), get_run_logger()
     try:
+        dask_wanted()
         names = areas or list(landsat_settings(Project(folder).check()).areas)
     except InputError as error:
         raise BadInput(str(error)) from error
     searches: list[Any] = [search_area(name, folder, days, return_state=True) for name in names]
     found = once_each(one for state in searches if state.is_completed() for one in state.result())
-    taken: list[Any] = [take_in_scene(new, folder, return_state=True) for new in found]
-    done: list[Quality] = [state.result() for state in taken if state.is_completed()]
+    taken: list[Any] = [take_in_scene.submit(new, folder, return_state=False) for new in found]
+    wait_until_done(taken)
+    done: list[Quality] = [one.result() for one in taken if one.state.is_completed()]
     if done:
         create_table_artifact(
             key="landsat-scenes",
@@ -116,8 +121,8 @@ def landsat(root: str = ".", areas: list[str] | None = None, days: int = 60) -> 
             description=f"{len(done)} new scenes; all of them: {TABLE}",
         )
     _announce(folder, [one.scene for one in done if one.verdict == ACCEPTED])
-    for state in [*searches, *taken]:
-        state.result()  # what failed fails the run, now that all were tried
+    for tried in [*searches, *taken]:
+        tried.result()  # what failed fails the run, now that all were tried
     said = f"{len(done)} new scenes" if done else "nothing new"
     if not names:
         said = "nothing to watch: conf/landsat.yaml names no areas"

@@ -10,8 +10,8 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
-from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.side_by_side import SceneRunner, dask_wanted
 from flows.stages import BadInput, worth_repeating
 from glacier_core.config import Project
 from glacier_core.errors import InputError
@@ -96,7 +96,7 @@ def _row(map_folder: Path, outlines: Path | None, page: Path) -> dict[str, objec
     return {**row, "report": str(page)}
 
 
-@flow(name="glacier-map", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+@flow(name="glacier-map", task_runner=SceneRunner(max_workers=2))  # type: ignore[arg-type]
 def glacier_map(
     scenes: list[str],
     models: list[str] | None = None,
@@ -109,7 +109,8 @@ def glacier_map(
     """Map scenes with a registered model, draw their outlines, and write a page on each.
 
     Scenes are independent: one that fails does not keep the others from their maps. What is
-    mapped already, by the same model with the same options, is not mapped again.
+    mapped already, by the same model with the same options, is not mapped again. Two scenes at a
+    time, or as many as Dask has workers (`GLACIER_DASK`).
 
     Args:
         scenes: files, globs, folders, or names in conf/maps.yaml.
@@ -127,6 +128,7 @@ def glacier_map(
     place = folder / out
     project = Project(folder)
     try:
+        dask_wanted()
         project.check()
         jobs = find_jobs(project, scenes, bands, date)
     except InputError as error:

@@ -69,6 +69,13 @@ class Prefect:
         assert isinstance(content, dict)
         return content
 
+    def states(self, task_run: str) -> list[dict[str, Any]]:
+        """All states that a task has gone through."""
+        address = f"{self.url}/task_run_states/?task_run_id={task_run}"
+        content = self._asked(urllib.request.Request(address))
+        assert isinstance(content, list)
+        return content
+
     def _asked(self, request: urllib.request.Request) -> Any:
         for left in range(9, -1, -1):
             try:
