@@ -19,6 +19,10 @@ from glacier_core.errors import StorageError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+# What this process is writing now. A container that starts again may have the number of the process
+# that was killed in it, and find what that one left under its own name.
+_writing: set[Path] = set()
+
 
 def _discard(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
@@ -52,7 +56,9 @@ def _clear_stale(path: Path) -> None:
     """Remove what processes that were killed left beside `path`."""
     for stale in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
         owner = stale.name.removesuffix(path.suffix).rpartition("-")[2]
-        if owner.isdigit() and not _runs(int(owner)):
+        if not owner.isdigit() or stale in _writing:
+            continue
+        if int(owner) == os.getpid() or not _runs(int(owner)):
             _discard(stale)
 
 
@@ -81,6 +87,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(path)
+        _writing.add(beside)
         yield beside
         os.replace(beside, path)
     except OSError as error:
@@ -88,6 +95,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise _explained(error, path) from error
         raise
     finally:
+        _writing.discard(beside)
         if beside.exists():
             _discard(beside)
 
@@ -105,6 +113,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(path)
+        _writing.add(beside)
         beside.mkdir()
         yield beside
         if path.exists():
@@ -115,6 +124,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise _explained(error, path) from error
         raise
     finally:
+        _writing.discard(beside)
         if beside.exists():
             _discard(beside)
 

@@ -65,6 +65,18 @@ def test_a_killed_runs_folder_is_cleared_and_one_of_a_similar_name_is_not(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"A", ".AB.partial-4194305"}
 
 
+def test_what_a_process_of_the_same_number_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / f".A.partial-{os.getpid()}").mkdir()
+    (tmp_path / f".b.partial-{os.getpid()}.json").write_text("half")
+    with whole_folder(tmp_path / "A") as folder:
+        (folder / "x").write_text("whole")
+        with whole_file(tmp_path / "b.json") as beside:
+            assert not beside.exists()
+            beside.write_text("{}")
+    assert (tmp_path / "A/x").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "b.json"]
+
+
 def test_no_room_is_told_as_such(tmp_path: Path) -> None:
     with (
         pytest.raises(StorageError, match=r"A: no room left to write it.*Free some space"),
