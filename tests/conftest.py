@@ -25,6 +25,8 @@ from shapely.geometry import Polygon
 
 from glacier_core.config import Project
 from glacier_core.raster.bands import ETM_STACK
+from glacier_core.raster.grid import Window
+from glacier_core.raster.scene import Scene
 
 # As the command line does, before torch is imported anywhere.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -72,6 +74,13 @@ def likely_values(
         layer = random.uniform(low, high, shape)
         values[i] = layer if high <= 1 else np.floor(layer)
     return values
+
+
+def pixels_of(scene: Scene, window: Window) -> NDArray[Any]:
+    """Every band of a window as stored: (height, width, bands)."""
+    pixels = np.empty((window.height, window.width, len(scene.bands)), dtype=scene.dtype)
+    scene.read_into(pixels, window)
+    return pixels
 
 
 def make_scene(

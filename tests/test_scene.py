@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from conftest import make_scene, north_up
+from conftest import make_scene, north_up, pixels_of
 from numpy.typing import NDArray
 
 from glacier_core.errors import InputError
@@ -25,7 +25,7 @@ def stack(**layers: float | NDArray[np.float32]) -> NDArray[np.float32]:
 
 def seen(path: Path, channels: list[str], bands: list[str] | None = None) -> NDArray[np.bool_]:
     with Scene(path, bands) as scene:
-        return scene.seen(scene.read(WHOLE), channels)
+        return scene.seen(pixels_of(scene, WHOLE), channels)
 
 
 def spot(row: int, col: int, value: float, rest: float) -> NDArray[np.float32]:
@@ -43,7 +43,7 @@ def test_bands_are_found_by_name_in_any_file_order(tmp_path: Path, order: list[s
     layers = stack(**{name: value[name] for name in order})
     path = make_scene(tmp_path / "s.tif", bands=order, values=layers)
     with Scene(path, None) as scene:
-        pixels = scene.read(WHOLE)
+        pixels = pixels_of(scene, WHOLE)
         assert scene.bands == order
         assert pixels.shape == (8, 8, 3)
         positions = scene.positions(["B2", "slope"])
@@ -123,7 +123,7 @@ def test_a_truncated_scene_is_refused_and_says_where(
         pytest.raises(InputError, match=r"s\.tif: (damaged|cannot be opened)"),
         Scene(path, None) as scene,
     ):
-        scene.read(Window(0, 0, 256, 256))
+        pixels_of(scene, Window(0, 0, 256, 256))
 
 
 def test_complex_bands_are_refused(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_integers_keep_their_dtype_and_doubles_become_float32(tmp_path: Path) ->
     for dtype, stored in (("uint8", "uint8"), ("int16", "int16"), ("float64", "float32")):
         path = make_scene(tmp_path / "s.tif", bands=["red"], shape=(8, 8), values=7, dtype=dtype)
         with Scene(path, None) as scene:
-            assert scene.read(WHOLE).dtype == scene.dtype == stored
+            assert pixels_of(scene, WHOLE).dtype == scene.dtype == stored
 
 
 def test_unseen_values_compare_in_the_bands_own_precision() -> None:
@@ -316,7 +316,7 @@ def test_a_real_etm_scene_stacked_by_name_keeps_its_values_and_its_validity(
         tmp_path / "etm.tif", bands=names, values=np.stack(layers), dtype="int16", **profile
     )
     with Scene(path, None) as scene:
-        pixels = scene.read(scene.grid.window)
+        pixels = pixels_of(scene, scene.grid.window)
         assert pixels.dtype == np.int16
         assert pixels.shape == (41, 41, 4)
         np.testing.assert_array_equal(pixels[..., scene.positions(["B1"])[0]], layers[1])
@@ -328,7 +328,7 @@ def test_a_real_etm_scene_stacked_by_name_keeps_its_values_and_its_validity(
 def test_a_single_real_band_without_a_name_can_be_given_one(real_data: Path) -> None:
     path = next((real_data / "landsat_ingest/le07_l1tp_195025_crop").glob("*_T1_B8.TIF"))
     with Scene(path, ["B8"]) as scene:
-        assert scene.seen(scene.read(scene.grid.window), ["B8"]).all()
+        assert scene.seen(pixels_of(scene, scene.grid.window), ["B8"]).all()
         areas = scene.grid.pixel_areas_km2(scene.grid.window)
         np.testing.assert_allclose(areas, 15**2 / 1e6, rtol=2e-3)
 
@@ -350,7 +350,7 @@ def test_real_collection_2_fill_and_cloud_are_unseen(tmp_path: Path, real_data: 
         crs=crs,
     )
     with Scene(path, None) as scene:
-        found = scene.seen(scene.read(scene.grid.window), ["SR_B3"])
+        found = scene.seen(pixels_of(scene, scene.grid.window), ["SR_B3"])
     fill, cloud = layers[1] & 1 != 0, layers[1] & 8 != 0
     # Shares as its description states them.
     assert fill.mean() == pytest.approx(0.48, abs=0.01)
@@ -363,7 +363,7 @@ def test_real_sentinel_2_tiles_open_by_their_own_names(real_data: Path) -> None:
     for path in sorted((real_data / "himalaya_debris/images").glob("*.tif"))[:2]:
         with Scene(path, None) as scene:
             assert scene.bands[:2] == ["S2_B02_blue", "S2_B03_green"]
-            assert scene.seen(scene.read(scene.grid.window), scene.bands).all()
+            assert scene.seen(pixels_of(scene, scene.grid.window), scene.bands).all()
 
 
 def test_a_rotated_scene_keeps_its_transform(tmp_path: Path) -> None:

@@ -169,6 +169,11 @@ class Scene:
             if declared is None and name in ZERO_IS_FILL:
                 declared = 0.0
             self.nodata.append(declared)
+        # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
+        self._fills = [
+            {0.0, value} if name in ZERO_IS_FILL and value is not None else {value} - {None}
+            for name, value in zip(self.bands, self.nodata, strict=True)
+        ]
 
     def positions(self, names: Sequence[str]) -> list[int]:
         """Positions of bands by name, counted from 0.
@@ -184,24 +189,16 @@ class Scene:
             )
         return [self.bands.index(name) for name in names]
 
-    def read(self, window: Window) -> npt.NDArray[np.generic]:
-        """Every band of a window, as stored: (height, width, bands), `dtype`.
+    def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
+        """Every band of a window, exactly as stored.
 
-        Only fill is made one: a 0 in a band where it means fill becomes the band's nodata.
+        Args:
+            pixels: (height, width, bands) of `dtype`, to be filled.
+            window: of that height and width.
 
         Raises:
             InputError: the file is truncated or damaged there.
         """
-        shape = (window.height, window.width, len(self.bands))
-        pixels: npt.NDArray[np.generic] = np.empty(shape, dtype=self.dtype)
-        self.read_into(pixels, window)
-        for i, (name, nodata) in enumerate(zip(self.bands, self.nodata, strict=True)):
-            if nodata is not None and name in ZERO_IS_FILL:
-                pixels[..., i][pixels[..., i] == 0] = nodata
-        return pixels
-
-    def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
-        """As `read`, exactly as stored, into an array that is there already."""
         # GDAL puts each value where it belongs: turning the axes afterwards would take as long
         # as decoding a third of the file.
         self._load_into(np.moveaxis(pixels, -1, 0), window, range(len(self.bands)))
@@ -245,31 +242,22 @@ class Scene:
         positions = self.positions([*channels, *also])
         quality = [self.bands.index(name) for name in QUALITY_BANDS if name in self.bands]
         order = sorted({*positions, *quality})
-        stack = self._load(window, order)
+        stack: npt.NDArray[np.generic] = np.empty(
+            (len(order), window.height, window.width), dtype=self.dtype
+        )
+        self._load_into(stack, window, order)
         unseen = np.zeros(stack.shape[1:], dtype=np.uint8)
         for position in quality:
             layer = stack[order.index(position)]
             unseen[unseen_by_quality(self.bands[position], layer)] = COVERED
-            unseen[unseen_values(layer, self.nodata[position])] = NO_VALUE
+            unseen[self._absent_in(layer, position)] = NO_VALUE
         for i, position in enumerate(positions):
             values[i] = layer = stack[order.index(position)]
-            absent = unseen_values(layer, self.nodata[position])
+            absent = self._absent_in(layer, position)
             values[i][absent] = np.nan
             if i < len(channels):
                 unseen[absent] = NO_VALUE
         return unseen
-
-    def _load(self, window: Window, positions: Sequence[int]) -> npt.NDArray[np.generic]:
-        """Bands of a window as stored, (bands, height, width), fill made one."""
-        shape = (len(positions), window.height, window.width)
-        stack: npt.NDArray[np.generic] = np.empty(shape, dtype=self.dtype)
-        self._load_into(stack, window, positions)
-        for layer, position in zip(stack, positions, strict=True):
-            # A GeoTIFF declares one nodata for all bands, and may have gaps of 0 all the same.
-            nodata = self.nodata[position]
-            if nodata is not None and self.bands[position] in ZERO_IS_FILL:
-                layer[layer == 0] = nodata
-        return stack
 
     def _load_into(
         self, stack: npt.NDArray[np.generic], window: Window, positions: Sequence[int]
@@ -285,11 +273,18 @@ class Scene:
                 f"{window.row + window.height} cannot be read ({cause})"
             ) from error
 
+    def _absent_in(self, layer: npt.NDArray[np.generic], position: int) -> npt.NDArray[np.bool_]:
+        """As `absent`, of one band: (height, width)."""
+        absent = unseen_values(layer, None)
+        for value in self._fills[position]:
+            absent |= layer == value
+        return absent
+
     def absent(self, pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
         """Where each band holds no observation: nodata, NaN, infinity, a 0 that means fill.
 
         Args:
-            pixels: (height, width, bands), from `read` or `read_into`.
+            pixels: (height, width, bands), from `read_into`.
 
         Returns:
             bool (height, width, bands).
@@ -317,7 +312,7 @@ class Scene:
         """Where the ground was seen in every one of `channels`, and no quality band objects.
 
         Args:
-            pixels: (height, width, bands), from `read` or `read_into`.
+            pixels: (height, width, bands), from `read_into`.
             channels: names of the bands in use. Quality bands count whether named or not.
             absent: of `pixels`, where it is known already.
 
