@@ -111,18 +111,22 @@ def forward(
     """
     import torch
 
-    from glacier_core.maps.blending import Blend
+    from glacier_core.maps.blending import Blend, across
+    from glacier_core.memory import keep_freed_memory
     from glacier_core.model.predictor import Predictor
 
+    keep_freed_memory()
     predictor = Predictor.load(Path(model))
     with rasterio.open(classes) as dataset:
         seen = dataset.read(1) != 255
-    rows, cols = (Blend(length, window, overlap, predictor.multiple) for length in seen.shape)
+    height, width = seen.shape
+    rows = Blend(height, window, overlap, predictor.multiple)
     sizes: dict[tuple[int, int], int] = {}
     for row in rows.parts:
-        for col in cols.parts:
-            at = slice(*row.inside(seen.shape[0])), slice(*col.inside(seen.shape[1]))
-            if seen[at].any():
+        strip = seen[slice(*row.inside(height))]
+        cols = across(strip, window, overlap, predictor.multiple)
+        for col in [] if cols is None else cols.parts:
+            if strip[:, slice(*col.inside(width))].any():
                 sizes[row.size, col.size] = sizes.get((row.size, col.size), 0) + 1
     taken = {size: _pass_seconds(predictor, size, warm, passes, torch) for size in sizes}
     seconds = sum(taken[size] * count for size, count in sizes.items())
@@ -140,17 +144,13 @@ def _pass_seconds(
 ) -> float:
     x = torch.randn(1, len(predictor.description.channels), *size)
     x = x.to(predictor.device, memory_format=torch.channels_last)
-    enabled = predictor.autocast is not None
     kind = predictor.device.type
-    with (
-        torch.inference_mode(),
-        torch.autocast(kind, predictor.autocast or torch.bfloat16, enabled=enabled),
-    ):
+    with torch.inference_mode():
         for number in range(warm + passes):
             if number == warm:
                 _wait(kind, torch)
                 started = time.perf_counter()
-            predictor.model(x)
+            predictor.logits(x)
         _wait(kind, torch)
     return (time.perf_counter() - started) / passes
 

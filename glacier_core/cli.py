@@ -18,12 +18,14 @@ from glacier_core.errors import InputError, ServiceError, StorageError
 from glacier_core.landsat.catalog_commands import COMMANDS as CATALOG_COMMANDS
 from glacier_core.landsat.commands import COMMANDS as LANDSAT_COMMANDS
 from glacier_core.maps.commands import COMMANDS
+from glacier_core.memory import keep_freed_memory
 from glacier_core.model.commands import COMMANDS as MODEL_COMMANDS
 from glacier_core.settings import PostprocessConf
 
 # OpenMP threads that wait by spinning starve whoever shares the machine, themselves included:
 # with one other busy process on two cores, training ran 4 times slower. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+keep_freed_memory()
 
 _METHOD_FILES = ("params.yaml", "postprocess.yaml", "train.yaml")
 

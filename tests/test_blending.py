@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from glacier_core.maps.blending import Blend, Part
+from glacier_core.maps.blending import Blend, Part, across
 
 LARGEST_DEPTH = 8
 """Of the network, by `TrainParams`: windows are multiples of 2 ** depth."""
@@ -171,3 +171,26 @@ def test_of_the_shared_pixels_each_window_gives_its_outer_two_fifths_to_the_othe
     assert (right[-64:] == 1).all()
     assert (np.diff(right[63:97]) > 0).all()
     np.testing.assert_allclose(left + right, 1, atol=1e-6)
+
+
+@many
+@given(blends(), st.integers(0, 4000), st.integers(0, 4000))
+def test_what_was_seen_of_a_strip_has_full_weight_wherever_it_begins(
+    blend: Blend, before: int, after: int
+) -> None:
+    width = before + blend.length + after
+    seen = np.zeros((2, width), dtype=bool)
+    seen[0, before], seen[1, before + blend.length - 1] = True, True
+    found = across(seen, blend.window, blend.overlap, blend.multiple)
+    assert found is not None
+    sums = np.zeros(width)
+    for part in found.parts:
+        assert part.start % blend.multiple == 0
+        first, last = part.inside(width)
+        sums[first:last] += found.weights(part)[first - part.start : last - part.start]
+    np.testing.assert_allclose(sums[before : before + blend.length], 1, atol=1e-6)
+    assert found.length < blend.length + blend.multiple
+
+
+def test_a_strip_in_which_nothing_was_seen_needs_no_window() -> None:
+    assert across(np.zeros((5, 900), dtype=bool), 576, 160, 16) is None

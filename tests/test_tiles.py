@@ -16,7 +16,7 @@ from glacier_core.errors import InputError
 from glacier_core.raster import tiles
 from glacier_core.raster.grid import Window, tile_windows
 from glacier_core.raster.scene import Scene
-from glacier_core.raster.tiles import read_tiles
+from glacier_core.raster.tiles import pieces, read_tiles
 from glacier_core.threads import in_threads, thread_count
 
 
@@ -82,6 +82,37 @@ def test_a_block_of_the_file_is_decoded_once_where_memory_allows(tmp_path: Path)
             assert len(list(read_tiles(scene, tile_windows(300, 400, 100, 10)))) == 20
     assert sum(window.height * window.width for window in read) == 300 * 400
     assert all(window.row % 64 == 0 and window.col % 64 == 0 for window in read)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(1, 150),
+    rows=st.tuples(st.integers(0, 119), st.integers(1, 120)),
+    layout=st.sampled_from(LAYOUTS),
+    room=st.sampled_from([1, 5_000, 20_000, 10**9]),
+)
+def test_pieces_are_whole_blocks_and_cover_rows_once(
+    tmp_path: Path, height: int, width: int, rows: tuple[int, int], layout: dict[str, object],
+    room: int,
+) -> None:  # fmt: skip
+    path = written(tmp_path / "scene.tif", np.zeros((2, height, width), dtype=np.uint8), **layout)
+    first = min(rows[0], height - 1)
+    last = min(first + rows[1], height)
+    times = np.zeros((height, width), dtype=int)
+    with Scene(path, None) as scene, mock.patch.object(tiles, "_PIECE_BYTES", room):
+        block_height, block_width = scene.block
+        whole = block_height >= height
+        for piece in pieces(scene, first, last):
+            times[piece.slices] += 1
+            assert piece.col % block_width == 0
+            assert whole or piece.row % block_height == 0 or piece.row == first
+            assert piece.height * piece.width * 2 <= room or piece.height <= block_height
+    expected = np.zeros_like(times)
+    expected[first:last] = 1
+    np.testing.assert_array_equal(times, expected)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

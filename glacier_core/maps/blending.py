@@ -37,17 +37,19 @@ class Blend:
     """Windows along one axis of a scene.
 
     Attributes:
-        length: pixels of the scene along the axis.
-        window: pixels that the network sees at once, where the scene is long enough.
+        length: pixels to be covered along the axis.
+        window: pixels that the network sees at once, where there are as many.
         overlap: pixels that neighbouring windows share at least.
         multiple: all windows start and end at multiples of this, counted from the scene's first
             pixel, so that the network halves the same pixels in each of them.
+        first: pixel of the scene that is covered first, a multiple of `multiple`.
     """
 
     length: int
     window: int
     overlap: int
     multiple: int
+    first: int = 0
 
     @cached_property
     def step(self) -> int:
@@ -76,19 +78,21 @@ class Blend:
 
     @property
     def padding(self) -> int:
-        """Reflected pixels outside of the scene.
+        """Pixels before the first one that is covered; outside of the scene they are reflected.
 
-        With no fewer than margin and ramp, the scene's own have full weight; with just as many as
-        windows share, these end at multiples of `step`, where the tiles of the file end too.
+        With no fewer than margin and ramp, those to be covered have full weight; with just as many
+        as windows share, these end at multiples of `step`, where the tiles of the file end too.
         """
         return self.shared
 
     @cached_property
     def parts(self) -> list[Part]:
         """The windows, from the first pixel to the last."""
-        end = self.length + self.margin + self._ramp  # so that the last pixel has full weight
+        # So far that the last pixel has full weight.
+        end = self.first + self.length + self.margin + self._ramp
         end = -(-end // self.multiple) * self.multiple
-        parts = [Part(-self.padding, min(-self.padding + self._size, end))]
+        start = self.first - self.padding
+        parts = [Part(start, min(start + self._size, end))]
         while parts[-1].stop < end:
             start = parts[-1].start + self.step
             parts.append(Part(start, min(start + self._size, end)))
@@ -108,3 +112,22 @@ class Blend:
             weights[part.size - self.margin :] = 0
             weights[part.size - self.margin - self._ramp : part.size - self.margin] = ramp[::-1]
         return weights.astype(np.float32)
+
+
+def across(seen: npt.NDArray[np.bool_], window: int, overlap: int, multiple: int) -> Blend | None:
+    """Windows from left to right over those columns of a strip in which something was seen.
+
+    A satellite's scene lies tilted in its grid: what lies beside it is not worth a window.
+
+    Args:
+        seen: (rows, width) of the strip.
+        window, overlap, multiple: see `Blend`.
+
+    Returns:
+        None where nothing was seen.
+    """
+    columns = np.flatnonzero(seen.any(axis=0))
+    if columns.size == 0:
+        return None
+    first = int(columns[0]) // multiple * multiple
+    return Blend(int(columns[-1]) + 1 - first, window, overlap, multiple, first)

@@ -73,7 +73,7 @@ class Ensemble:
                 for mirrored in (False, True) if self.symmetries else (False,):
                     seen = np.rot90(own, turns, axes=(1, 2))
                     seen = seen[:, :, ::-1] if mirrored else seen
-                    said = predictor.softmax(np.ascontiguousarray(seen)[None])[0]
+                    said = predictor.softmax(_interleaved(seen)[None])[0]
                     said = said[:, :, ::-1] if mirrored else said
                     said = np.rot90(said, -turns, axes=(1, 2))
                     if not np.isfinite(said).all():
@@ -86,6 +86,12 @@ class Ensemble:
         mean /= self.members
         square /= self.members
         return mean, square
+
+
+def _interleaved(pixels: Probabilities) -> Probabilities:
+    """The same (channels, height, width), all channels of a pixel beside each other in memory,
+    as the network wants them."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), -1, 0)
 
 
 def _fingerprint(predictor: Predictor) -> str:

@@ -21,8 +21,11 @@ from rasterio.errors import RasterioError
 
 from glacier_core.errors import StorageError
 from glacier_core.raster.grid import UNLOCATED, Grid
+from glacier_core.threads import in_threads
 
 _BLOCK = 512
+# A third less time than GDAL's 6, and files larger by a twentieth.
+_LEVEL = 4
 
 # Background transparent; then ice blue, debris ochre, and some in reserve, as in the figures.
 CLASS_COLOURS = ["#00000000", "#2b7bba", "#b5651d", "#7a3e9d", "#3a8f5c", "#c2b280"]
@@ -156,23 +159,26 @@ class MapRasters:
 
     def finish(self) -> None:
         """Close the plain files and lay out the final ones."""
-        for layer in self.layers:
-            plain, final = self._plain(layer), self.folder / f"{layer.name}.tif"
-            with _explained(final):
-                self._open.pop(layer.name).close()
-                rasterio.shutil.copy(
-                    plain,
-                    final,
-                    driver="COG",
-                    compress="DEFLATE",
-                    blocksize=_BLOCK,
-                    predictor="NO" if layer.dtype == "uint8" else "YES",
-                    overview_resampling="MODE" if layer.scale is None else "AVERAGE",
-                    num_threads=2,
-                )
-                self._check(layer, final)
-            plain.unlink()
-            plain.with_name(f"{plain.name}.msk").unlink(missing_ok=True)
+        for _ in in_threads(self._lay_out, self.layers):
+            pass
+
+    def _lay_out(self, layer: Layer) -> None:
+        plain, final = self._plain(layer), self.folder / f"{layer.name}.tif"
+        with _explained(final):
+            self._open.pop(layer.name).close()
+            rasterio.shutil.copy(
+                plain,
+                final,
+                driver="COG",
+                compress="DEFLATE",
+                level=_LEVEL,
+                blocksize=_BLOCK,
+                predictor="NO" if layer.dtype == "uint8" else "YES",
+                overview_resampling="MODE" if layer.scale is None else "AVERAGE",
+            )
+            self._check(layer, final)
+        plain.unlink()
+        plain.with_name(f"{plain.name}.msk").unlink(missing_ok=True)
 
     def _check(self, layer: Layer, path: Path) -> None:
         # GDAL only prints what goes wrong while a file is closed: a disk that fills up then would

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from glacier_core.maps.blending import Blend, Part
+from glacier_core.maps.blending import Blend, Part, across
 from glacier_core.maps.ensemble import Ensemble, Probabilities
 from glacier_core.maps.rasters import Layer, MapRasters
 from glacier_core.maps.scenemap import ELEVATION_STEP_M, NO_ELEVATION, UNSEEN
 from glacier_core.raster.bands import find_common
-from glacier_core.raster.grid import Window
 from glacier_core.raster.scene import COVERED, NO_VALUE, Scene
+from glacier_core.raster.tiles import pieces
 from glacier_core.settings import MapParams
 
-# A row of tiles of most files, so that each is decoded once.
-_READ_ROWS = 256
 _WRITE_ROWS = 128
 # Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
 _SNOW_INDEX = 0.4
@@ -46,20 +43,6 @@ def layers(name: str, ensemble: Ensemble, scene: Scene) -> list[Layer]:
 def _elevation_band(scene: Scene) -> str | None:
     position = find_common(scene.bands, "elevation")
     return None if position is None else scene.bands[position]
-
-
-@dataclass
-class _Strip:
-    """Rows of the scene in memory, from `start` on.
-
-    Attributes:
-        values: float32 (channels, rows, width).
-        unseen: uint8 (rows, width), as `Scene.view`.
-    """
-
-    start: int
-    values: npt.NDArray[np.float32]
-    unseen: npt.NDArray[np.uint8]
 
 
 class Statistics:
@@ -103,8 +86,8 @@ class Sweep:
         grid = scene.grid
         self.scene, self.ensemble, self.rasters, self.name = scene, ensemble, rasters, name
         self.threads = threads
+        self.params = params
         self.rows = Blend(grid.height, params.window, params.overlap, ensemble.multiple)
-        self.cols = Blend(grid.width, params.window, params.overlap, ensemble.multiple)
         self.statistics = Statistics(ensemble.channels)
         # What outlines need of the ground, the network may not.
         height = _elevation_band(scene)
@@ -113,102 +96,101 @@ class Sweep:
         if height is not None:
             self.bands += [height] if height not in self.bands else []
             self.height = self.bands.index(height)
+        size, width = self.rows.parts[0].size, grid.width
+        # Rows of a strip, and behind them those that the next one adds: float32 (bands, rows,
+        # width), and where nothing was seen, as `Scene.view`.
+        room = size + self.rows.step
+        self.values = np.empty((len(self.bands), room, width), dtype=np.float32)
+        self.unseen = np.empty((room, width), dtype=np.uint8)
         parts = 2 if ensemble.members > 1 else 1  # mean, and mean square
         # Of the rows of a strip, from its first one on: sums over windows of weighted predictions.
-        self.blended = np.zeros(
-            (parts, len(ensemble.classes), self.rows.parts[0].size, grid.width), dtype=np.float32
-        )
+        self.blended = np.zeros((parts, len(ensemble.classes), size, width), dtype=np.float32)
+        self.finished = np.empty_like(self.blended)  # those of them that are being written
 
     def go(self) -> None:
         height = self.scene.grid.height
         strips = self.rows.parts
-        total = len(strips) * len(self.cols.parts)
         written: Future[None] | None = None
-        coming = self.threads.submit(self._read, *strips[0].inside(height))
-        strip: _Strip | None = None
-        with tqdm(total=total, desc=f"map {self.name}", unit="window", disable=None) as bar:
-            for k, part in enumerate(strips):
-                strip = self._joined(strip, coming.result(), part)
-                if k + 1 < len(strips):
-                    _, read_to = part.inside(height)
-                    first, last = strips[k + 1].inside(height)
-                    coming = self.threads.submit(self._read, max(first, read_to), last)
-                for col in self.cols.parts:
-                    self._predict(strip, part, col)
-                    bar.update()
+        coming = self.threads.submit(self._read, 0, strips[0].inside(height)[1], 0)
+        with tqdm(total=height, desc=f"map {self.name}", unit="row", disable=None) as bar:
+            for part, following in zip(strips, [*strips[1:], None], strict=True):
+                first, last = part.inside(height)
+                coming.result()
+                if following is not None:
+                    _, until = following.inside(height)
+                    coming = self.threads.submit(self._read, last, until, last - first)
+                self._predict(part)
                 if written is not None:
                     written.result()
-                written = self._emit(strip, part, strips[k + 1] if k + 1 < len(strips) else None)
+                written = self._emit(part, following)
+                if following is not None:
+                    coming.result()
+                    self._advance(following.inside(height)[0] - first)
+                bar.update(min(part.stop, height) - bar.n)
             assert written is not None
             written.result()
 
-    def _read(self, first: int, last: int) -> _Strip:
-        width = self.scene.grid.width
+    def _read(self, first: int, last: int, at: int) -> None:
+        """Read rows `first` to `last` of the scene to row `at` of the strip."""
         channels = self.ensemble.channels
-        values = np.empty((len(self.bands), last - first, width), dtype=np.float32)
-        unseen = np.empty(values.shape[1:], dtype=np.uint8)
-        for row in range(first, last, _READ_ROWS):
-            count = min(_READ_ROWS, last - row)
-            part = slice(row - first, row - first + count)
-            window = Window(row, 0, count, width)
-            also = self.bands[len(channels) :]
-            unseen[part] = self.scene.view_into(values[:, part], window, channels, also)
-            self.statistics.add(values[: len(channels), part], unseen[part])
-        return _Strip(first, values, unseen)
+        also = self.bands[len(channels) :]
+        for window in pieces(self.scene, first, last):
+            rows, columns = window.slices
+            part = slice(rows.start - first + at, rows.stop - first + at), columns
+            values = self.values[:, *part]
+            self.unseen[part] = self.scene.view_into(values, window, channels, also)
+            self.statistics.add(values[: len(channels)], self.unseen[part])
 
-    def _joined(self, old: _Strip | None, new: _Strip, part: Part) -> _Strip:
-        """The rows of `part`: what is left of the last strip, then what was read."""
-        if old is None:
-            return new
-        first, last = part.inside(self.scene.grid.height)
-        kept = slice(first - old.start, new.start - old.start)
-        count = kept.stop - kept.start
-        # In place where there is room: two strips in memory would be the largest part of it.
-        if last - first > old.values.shape[1]:
-            values = np.concatenate([old.values[:, kept], new.values], axis=1)
-            unseen = np.concatenate([old.unseen[kept], new.unseen])
-            return _Strip(first, values, unseen)
-        for rows, more in zip([*old.values, old.unseen], [*new.values, new.unseen], strict=True):
-            rows[:count] = rows[kept].copy()
-            rows[count : last - first] = more
-        return _Strip(first, old.values[:, : last - first], old.unseen[: last - first])
+    def _advance(self, rows: int) -> None:
+        """Make the strip begin so many rows further down."""
+        for layer in [*self.values, self.unseen]:
+            layer[: len(layer) - rows] = layer[rows:].copy()
 
-    def _predict(self, strip: _Strip, row: Part, col: Part) -> None:
-        """Add one window to the blend; one in which nothing was seen adds nothing."""
-        height, width = self.scene.grid.height, self.scene.grid.width
-        (top, bottom), (left, right) = row.inside(height), col.inside(width)
-        at = slice(top - strip.start, bottom - strip.start), slice(left, right)
-        if strip.unseen[at].all():
+    def _predict(self, row: Part) -> None:
+        """Add the windows of a strip to the blend."""
+        top, bottom = row.inside(self.scene.grid.height)
+        seen = self.unseen[: bottom - top] == 0
+        params = self.params
+        cols = across(seen, params.window, params.overlap, self.ensemble.multiple)
+        if cols is None:
             return
-        pixels = np.pad(
-            strip.values[(slice(len(self.ensemble.channels)), *at)],
-            [(0, 0), (top - row.start, row.stop - bottom), (left - col.start, col.stop - right)],
-            mode="reflect" if min(bottom - top, right - left) > 1 else "edge",
-        )
-        inner = slice(top - row.start, bottom - row.start), slice(left - col.start,
-                                                                  right - col.start)  # fmt: skip
-        weights = np.outer(self.rows.weights(row)[inner[0]], self.cols.weights(col)[inner[1]])
-        target = self.blended[:, :, top - strip.start : bottom - strip.start, left:right]
-        for sums, said in zip(target, self.ensemble.predict(pixels), strict=False):
-            sums += said[(slice(None), *inner)] * weights
+        for col in cols.parts:
+            left, right = col.inside(self.scene.grid.width)
+            if not seen[:, left:right].any():
+                continue
+            pixels = self.values[: len(self.ensemble.channels), : bottom - top, left:right]
+            beyond = (top - row.start, row.stop - bottom), (left - col.start, col.stop - right)
+            if any(map(any, beyond)):
+                mode: Literal["reflect", "edge"] = (
+                    "reflect" if min(bottom - top, right - left) > 1 else "edge"
+                )
+                pixels = np.pad(pixels, [(0, 0), *beyond], mode=mode)
+            rows = slice(top - row.start, bottom - row.start)
+            columns = slice(left - col.start, right - col.start)
+            weights = np.outer(self.rows.weights(row)[rows], cols.weights(col)[columns])
+            target = self.blended[:, :, : bottom - top, left:right]
+            for sums, said in zip(target, self.ensemble.predict(pixels), strict=False):
+                sums += said[:, rows, columns] * weights
 
-    def _emit(self, strip: _Strip, part: Part, following: Part | None) -> Future[None]:
+    def _emit(self, part: Part, following: Part | None) -> Future[None]:
         """Hand over the rows to which no later window adds, and make room for the next ones."""
         rows = self.scene.grid.height
+        start, _ = part.inside(rows)
         first = part.start + self.rows.margin if part is not self.rows.parts[0] else 0
         last = rows if following is None else min(rows, following.start + self.rows.margin)
         first = min(max(first, 0), last)
-        done = slice(first - strip.start, last - strip.start)
-        blended = self.blended[:, :, done].copy()
-        seen = strip.unseen[done] == 0
+        done = slice(first - start, last - start)
+        blended = self.finished[:, :, : last - first]
+        blended[:] = self.blended[:, :, done]
+        seen = self.unseen[done] == 0
         not_ice = seen & (blended[0, 0] >= blended[0, 1:].max(axis=0))
-        self.statistics.add_snow(strip.values[:, done], not_ice)
+        self.statistics.add_snow(self.values[:, done], not_ice)
         if following is not None:
-            shift = max(following.start, 0) - strip.start
+            shift = max(following.start, 0) - start
             kept = self.blended.shape[2] - shift
             self.blended[:, :, :kept] = self.blended[:, :, shift:].copy()
             self.blended[:, :, kept:] = 0
-        height = None if self.height is None else _stored(strip.values[self.height, done])
+        height = None if self.height is None else _stored(self.values[self.height, done])
         return self.threads.submit(self._write, first, blended, seen, height)
 
     def _write(

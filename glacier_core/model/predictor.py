@@ -201,14 +201,28 @@ class Predictor:
                 f"channels {', '.join(self.description.channels)}; found shape {pixels.shape}"
             )
         # PyTorch warns of arrays that cannot be written to, such as memory maps.
-        writable = np.require(pixels, np.float32, ["C", "W"])
+        writable = np.require(pixels, np.float32, ["W"])
         x = torch.from_numpy(writable).to(self.device, memory_format=torch.channels_last)
+        result: npt.NDArray[np.float32] = self.logits(x).float().softmax(dim=1).cpu().numpy()
+        return result
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's answer, in its precision.
+
+        Args:
+            x: float32 (batch, channels, height, width), raw, NaN where unseen, on `device`.
+
+        Returns:
+            (batch, classes, height, width).
+        """
         with torch.autocast(
             self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None
         ):
-            logits = self._network(self.model.normalise(x))
-        result: npt.NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
-        return result
+            x = self.model.normalise(x)
+            # In half the memory from here on: this lives as long as the network works.
+            x = x if self.autocast is None else x.to(self.autocast)
+            logits: torch.Tensor = self._network(x)
+        return logits
 
 
 def choose_device(name: str) -> torch.device:

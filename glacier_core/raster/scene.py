@@ -254,9 +254,9 @@ class Scene:
         for i, position in enumerate(positions):
             values[i] = layer = stack[order.index(position)]
             absent = self._absent_in(layer, position)
-            values[i][absent] = np.nan
+            np.copyto(values[i], np.nan, where=absent)
             if i < len(channels):
-                unseen[absent] = NO_VALUE
+                np.copyto(unseen, NO_VALUE, where=absent)
         return unseen
 
     def _load_into(

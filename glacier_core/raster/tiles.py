@@ -1,4 +1,4 @@
-"""Reading a scene tile by tile, each block of its file decoded about once."""
+"""Reading a scene part by part, each block of its file decoded about once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ from glacier_core.raster.scene import Scene
 # What a strip may take of the memory, beside the tiles that are cut from it: with 15 bands of
 # float32, seven tiles of 512 pixels side by side.
 _STRIP_BYTES = 180 * 2**20
+# Arrays as small as this are used again from memory that is at hand; larger ones come from the
+# system, which takes as long as to copy them.
+_PIECE_BYTES = 24 * 2**20
+
+
+def pieces(scene: Scene, first: int, last: int) -> Iterator[Window]:
+    """Rows `first` to `last` of a scene in windows of whole blocks of its file, of some 24 MB.
+
+    Args:
+        scene: an open one.
+        first, last: rows of the scene, `last` not included.
+    """
+    block_height, block_width = scene.block
+    height, width = scene.grid.height, scene.grid.width
+    if block_height >= height:  # compressed as a whole: no rows are better than others
+        block_height = 1
+    row_bytes = len(scene.bands) * scene.dtype.itemsize * block_height
+    columns = max(1, _PIECE_BYTES // (row_bytes * block_width)) * block_width
+    rows = block_height
+    if columns >= width:
+        rows *= max(1, _PIECE_BYTES // (row_bytes * width))
+    row = first
+    while row < last:
+        until = min((row // rows + 1) * rows, last)
+        for col in range(0, width, columns):
+            yield Window(row, col, until - row, min(columns, width - col))
+        row = until
 
 
 def read_tiles(
