@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from glacier_core.config import Project
+from glacier_core.memory import keep_freed_memory
 from glacier_core.model import training
 from glacier_core.model.checkpoints import Row
 
@@ -64,6 +65,7 @@ def train(project: str, from_memory: bool) -> dict[str, Any]:
         project: folder whose dataset is there.
         from_memory: without reading: what the network could do if slices cost nothing.
     """
+    keep_freed_memory()  # as the command line does
     place = Project(Path(project))
     shutil.rmtree(place.run_folder, ignore_errors=True)
     if from_memory:

@@ -95,8 +95,9 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
                 laid = None if predicted is None else predicted.lay(window, burned, inside)
                 reviewed = corrections.apply(window, burned, inside)
                 areas = grid.pixel_areas_km2(window)
-                pixels += burned.sum(axis=(0, 1), dtype=np.int64)
-                km2 += np.einsum("ij,ijk->k", areas, burned)
+                for k, layer in enumerate(np.moveaxis(burned, -1, 0)):
+                    pixels[k] += np.count_nonzero(layer)
+                    km2[k] += np.vdot(areas, layer)
                 reviewed_km2 += float(areas[reviewed].sum())
                 add_mask(burned)
                 add_border(inside)
