@@ -45,11 +45,14 @@ class Measured:
             the largest that the kernel recorded of one. Pages that processes share, and those of
             files mapped into memory, count in each.
         said: what a worker's function returned.
+        cpu_s: of the processor, by the process and all that it started and waited for; what else
+            the machine does hardly changes it.
     """
 
     wall_s: float
     peak_bytes: int
     said: dict[str, Any] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -105,7 +108,8 @@ def run(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Measured:
     # A child's record begins with its parent's peak: below that, it says nothing of the child.
     recorded = usage.ru_maxrss * _RECORD_UNIT
     recorded = recorded if recorded > own else 0
-    return Measured(wall, max([recorded, *peaks]))
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measured(wall, max([recorded, *peaks]), cpu_s=cpu)
 
 
 def _own_peak() -> int:
@@ -148,7 +152,8 @@ def work(place: str, arguments: Mapping[str, Any], *, threads: int) -> Measured:
             sys.executable, "-m", "benchmarks.worker", place, json.dumps(arguments), str(result),
         ]  # fmt: skip
         found = run(words, cwd=REPOSITORY, env=environment(threads))
-        return Measured(found.wall_s, found.peak_bytes, json.loads(result.read_text()))
+        said = json.loads(result.read_text())
+        return Measured(found.wall_s, found.peak_bytes, said, found.cpu_s)
 
 
 def in_turn(parts: Mapping[str, Measured]) -> Measured:

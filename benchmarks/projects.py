@@ -15,7 +15,7 @@ from benchmarks.sizes import CLASSES, SCENE, Size
 from glacier_core.raster.bands import ETM_STACK
 
 # What a user's project consists of.
-_FILES = (
+FILES = (
     "conf",
     ".dvc/config",
     ".dvcignore",
@@ -98,7 +98,7 @@ class Bench:
         """A project of these scenes, made anew, with the benchmark's numbers and every band."""
         root = self.folder / name
         shutil.rmtree(root, ignore_errors=True)
-        for file in _FILES:
+        for file in FILES:
             source, target = REPOSITORY / file, root / file
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)

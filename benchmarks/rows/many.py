@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from benchmarks.measure import (
 )
 from benchmarks.projects import Bench, changed
 from benchmarks.results import Goal, Row
+from benchmarks.servers import prefect_server
 from benchmarks.sizes import SCENE
 
 _REPRO_GOAL_S = 3.0
@@ -105,10 +102,10 @@ def repro(bench: Bench) -> Row:
 def flow(bench: Bench) -> Row:
     """The flow `glacier` of many scenes, against its stages' commands without DVC and Prefect."""
     roots = {name: _many(bench, name) for name in ("plain", "flow")}
-    with _prefect_server(bench) as url:
+    with prefect_server(bench.folder / "prefect", bench.threads) as server:
         sides = {
             "plain": partial(_plain, bench, roots["plain"]),
-            "flow": partial(_flow, bench, roots["flow"], url),
+            "flow": partial(_flow, bench, roots["flow"], server.url),
         }
         found = alternately(sides, bench.repeat, [], bench.say)
     made = [(root / "data/dataset/dataset.json").read_bytes() for root in roots.values()]
@@ -226,39 +223,6 @@ def _flow(bench: Bench, root: Path, url: str) -> Measured:
         bench.threads, PREFECT_API_URL=url, PREFECT_HOME=str(bench.folder / "prefect")
     )
     return run([sys.executable, "-m", "flows.glacier"], cwd=root, env=env)
-
-
-@contextmanager
-def _prefect_server(bench: Bench) -> Iterator[str]:
-    """A server that runs already when a flow starts, as an operator's does; its URL."""
-    home = bench.folder / "prefect"
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = environment(bench.threads, PREFECT_HOME=str(home))
-    words = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [str(BIN / words[0]), *words[1:]], cwd=home, env=env, stdout=log, stderr=log
-        )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def processes(bench: Bench) -> Row:
