@@ -25,6 +25,7 @@ from glacier_core.maps.scenemap import (
 )
 from glacier_core.maps.styles import write_class_style
 from glacier_core.maps.sweep import Statistics, Sweep, layers
+from glacier_core.memory import return_freed_memory
 from glacier_core.model.opening import open_model
 from glacier_core.raster.bands import how_to_get
 from glacier_core.raster.scene import Scene, date_in, find_scenes
@@ -182,19 +183,27 @@ def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, aga
                 f"class_{i}": name for i, name in enumerate(ensemble.classes)
             }
             with MapRasters(beside, scene.grid, kinds, tags) as rasters:
-                # Whatever happens, the threads end before the files are closed under them.
-                with ThreadPoolExecutor(2) as threads:
-                    sweep = Sweep(project.params.map, scene, ensemble, rasters, job.name, threads)
-                    sweep.go()
+                statistics = _sweep(project, job, scene, ensemble, rasters)
+                return_freed_memory()
                 rasters.finish()
             write_class_style(beside / f"{job.name}_classes.qml", ensemble.classes)
             about = _about(
-                job, ensemble, sweep.statistics, scene.grid.height * scene.grid.width,
+                job, ensemble, statistics, scene.grid.height * scene.grid.width,
                 _key(digest.result(), job, project, ensemble),
             )  # fmt: skip
             write_json(beside / ABOUT, about.to_json())
     logger.info("%s: %.0f %% seen, %s", job.name, 100 * about.seen, folder)
     return folder
+
+
+def _sweep(
+    project: Project, job: Job, scene: Scene, ensemble: Ensemble, rasters: MapRasters
+) -> Statistics:
+    # Whatever happens, the threads end before the files are closed under them.
+    with ThreadPoolExecutor(2) as threads:
+        sweep = Sweep(project.params.map, scene, ensemble, rasters, job.name, threads)
+        sweep.go()
+    return sweep.statistics
 
 
 def _known(folder: Path) -> About | None:

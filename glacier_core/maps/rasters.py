@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-import rasterio.shutil
 import rasterio.windows
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
@@ -26,6 +29,12 @@ from glacier_core.threads import in_threads
 _BLOCK = 512
 # A third less time than GDAL's 6, and files larger by a twentieth.
 _LEVEL = 4
+
+_COPYING = """
+import json, sys
+import rasterio.shutil
+rasterio.shutil.copy(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+"""
 
 # Background transparent; then ice blue, debris ochre, and some in reserve, as in the figures.
 CLASS_COLOURS = ["#00000000", "#2b7bba", "#b5651d", "#7a3e9d", "#3a8f5c", "#c2b280"]
@@ -166,7 +175,7 @@ class MapRasters:
         plain, final = self._plain(layer), self.folder / f"{layer.name}.tif"
         with _explained(final):
             self._open.pop(layer.name).close()
-            rasterio.shutil.copy(
+            _copy(
                 plain,
                 final,
                 driver="COG",
@@ -201,6 +210,25 @@ class MapRasters:
     ) -> None:
         while self._open:
             self._open.popitem()[1].close()
+
+
+def _copy(source: Path, target: Path, **options: object) -> None:
+    """Copy a raster into another format, in a process of its own.
+
+    In this one no thread could do anything else meanwhile: `rasterio.shutil.copy` keeps Python's
+    lock, and GDAL computes overviews in one thread.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _COPYING, source, target, json.dumps(options)],
+        env=os.environ | {"GDAL_CACHEMAX": "64"},  # MB
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RasterioError(
+            (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        )
 
 
 def _sums(
