@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import MultiPolygon, Polygon
 
+from glacier_core.maps import coverage
 from glacier_core.maps.coverage import OUTSIDE_RASTER, Coverage, trace
 
 Faces = NDArray[np.int32]
@@ -253,6 +255,18 @@ def test_the_same_raster_gives_the_same_bytes(faces: Faces) -> None:
     for name in ("polygons", "borders"):
         a, b = shapely.to_wkb(getattr(first, name)), shapely.to_wkb(getattr(second, name))
         assert a.tolist() == b.tolist()
+
+
+@many
+@given(rasters, st.integers(1, 4))
+def test_strips_of_any_height_give_the_same_bytes(faces: Faces, rows: int) -> None:
+    whole = trace(faces)
+    with patch.object(coverage, "_STRIP_ROWS", rows):
+        strips = trace(faces)
+    np.testing.assert_array_equal(strips.labels, whole.labels)
+    np.testing.assert_array_equal(strips.sides, whole.sides)
+    for ours, theirs in ((strips.polygons, whole.polygons), (strips.borders, whole.borders)):
+        assert shapely.to_wkb(ours).tolist() == shapely.to_wkb(theirs).tolist()
 
 
 @many

@@ -6,29 +6,32 @@ import logging
 from collections import deque
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio.features
 import shapely
 from conftest import edit_yaml, ground, make_outlines, north_up
 from handmade import Classes, Workplace, blank, drawn, grid_of, ice_of, write_map
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from numpy.typing import NDArray
 from scipy import ndimage
 from shapely.geometry import MultiPolygon, Polygon, box
 
+from glacier_core.maps import specks
 from glacier_core.maps.glaciers import (
     Glaciers,
     Inventory,
     bridges,
     find_glaciers,
     nearest_fringe,
-    without_specks,
 )
 from glacier_core.maps.scenemap import UNSEEN
+from glacier_core.maps.specks import without_specks
 from glacier_core.settings import OutlinesParams
 
 HERE = north_up()
@@ -66,6 +69,13 @@ def found_in(
     )
     grid = grid_of(classes)
     return find_glaciers(ice_of(classes), classes == UNSEEN, grid, params, inventory)
+
+
+def bridged(found: Glaciers) -> NDArray[np.int32]:
+    """Numbers of glaciers in their gaps (height, width), 0 elsewhere."""
+    numbers = np.zeros_like(found.numbers)
+    numbers.flat[found.gaps] = found.gap_numbers
+    return numbers
 
 
 def numbers_in(*rows: str) -> NDArray[np.int32]:
@@ -118,6 +128,43 @@ def test_unseen_pixels_become_neither_ice_nor_rock(classes: Classes, smallest: i
     np.testing.assert_array_equal(classes, before)
 
 
+def sieved_until_nothing_changes(classes: Classes, smallest: int) -> Classes:
+    seen = classes != UNSEEN
+    while smallest < classes.size:
+        cleaned = rasterio.features.sieve(classes, smallest, mask=seen, connectivity=4)
+        cleaned[~seen] = UNSEEN
+        if np.array_equal(cleaned, classes):
+            break
+        classes = cleaned
+    return classes
+
+
+@settings(max_examples=400, deadline=None)
+@given(rasters, st.integers(2, 6))
+@example(drawn(".1.11"), 2)  # the second pixel grows, and so the first is a speck beside a part
+@example(drawn("?.1.11", "?????1"), 2)
+def test_looking_around_what_changed_tells_whether_to_sieve_again(
+    classes: Classes, smallest: int
+) -> None:
+    expected = sieved_until_nothing_changes(classes, smallest)
+    for share in (0, 1):  # never look, always look
+        with patch.object(specks, "_FEW", share):
+            np.testing.assert_array_equal(without_specks(classes, smallest), expected)
+
+
+def test_a_map_without_more_to_clean_is_sieved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = blank(clean=[(10, 10, 30, 50), (40, 20, 41, 22)])
+    sieve, calls = rasterio.features.sieve, []
+
+    def counted(*args: Any, **kwargs: Any) -> Classes:
+        calls.append(args)
+        return np.asarray(sieve(*args, **kwargs))
+
+    monkeypatch.setattr(rasterio.features, "sieve", counted)
+    assert without_specks(classes, 4).sum() == 800
+    assert len(calls) == 1
+
+
 def test_a_speck_takes_the_class_of_the_largest_part_beside_it() -> None:
     classes = drawn("111222", "111222", "111022", "111222", "111222")
     cleaned = without_specks(classes, 4)
@@ -161,13 +208,6 @@ def naive_bridges(ice: Bools, unseen: Bools, widest: int) -> Bools:
 def test_bridges_are_what_walking_up_and_down_finds(classes: Classes, widest: int) -> None:
     ice, unseen = ice_of(classes), classes == UNSEEN
     np.testing.assert_array_equal(bridges(ice, unseen, widest), naive_bridges(ice, unseen, widest))
-
-
-def test_bridges_of_a_scene_wider_than_one_working_step_are_the_same() -> None:
-    random = np.random.default_rng(3)
-    classes = random.choice([0, 1, UNSEEN], p=[0.2, 0.5, 0.3], size=(12, 2100)).astype(np.uint8)
-    ice, unseen = ice_of(classes), classes == UNSEEN
-    np.testing.assert_array_equal(bridges(ice, unseen, 3), naive_bridges(ice, unseen, 3))
 
 
 @pytest.mark.parametrize(("gap", "glaciers"), [(1, 1), (16, 1), (17, 2)])
@@ -257,7 +297,8 @@ def test_glaciers_are_what_a_flood_fill_finds(classes: Classes, gap: int, smalle
         for at in part:
             expected[at] = number
     np.testing.assert_array_equal(found.numbers, np.where(ice, expected, 0))
-    np.testing.assert_array_equal(found.bridged, np.where(bridge, expected, 0))
+    np.testing.assert_array_equal(bridged(found), np.where(bridge, expected, 0))
+    assert (np.diff(found.gaps) > 0).all()
     assert found.count == len(kept)
     assert found.complexes.tolist() == list(range(1, len(kept) + 1))
     assert found.inventory_ids == [None] * len(kept)
@@ -326,7 +367,7 @@ def test_divides_give_every_pixel_to_its_own_or_the_nearest_glacier(
 
     # Divides move no ice into or out of a complex.
     np.testing.assert_array_equal(found.numbers > 0, undivided.numbers > 0)
-    joined = undivided.numbers + undivided.bridged
+    joined = undivided.numbers + bridged(undivided)
     for number in range(1, undivided.count + 1):
         ice = undivided.numbers == number
         counted = {i: int((owner[ice] == i).sum()) for i in range(len(boxes))}

@@ -119,6 +119,15 @@ def test_a_footprint_holds_the_centres_of_its_pixels_and_of_no_others(
                 assert shape.contains(centre) == inside[row, col]
 
 
+@given(st.integers(1, 30), st.integers(1, 40))
+def test_strips_hold_every_row_once_from_top_to_bottom(height: int, rows: int) -> None:
+    grid = Grid(height, 3, Affine.identity(), CRS.from_epsg(32645))
+    strips = list(grid.strips(rows))
+    assert [row for w in strips for row in range(w.row, w.row + w.height)] == list(range(height))
+    assert {w.height for w in strips[:-1]} <= {rows}
+    assert {(w.col, w.width) for w in strips} == {(0, 3)}
+
+
 def test_rows_count_from_the_north() -> None:
     grid = Grid(100, 50, north_up(500_000, 3_000_000), CRS.from_epsg(32645))
     assert grid.footprint(Window(0, 0, 10, 10)).bounds == (500_000, 2_999_700, 500_300, 3_000_000)
@@ -167,6 +176,21 @@ def test_pixel_areas_are_those_of_the_ellipsoid(grid: Grid) -> None:
         assert areas[row, col] == pytest.approx(
             on_the_ellipsoid(grid, *at), rel=1e-4 if grid.crs.to_epsg() == 3857 else 2e-6
         )
+
+
+@pytest.mark.parametrize("crs", [32645, 4326])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 1), (150, 700)])
+def test_areas_of_some_pixels_are_those_of_all(shape: tuple[int, int], crs: int) -> None:
+    transform = north_up(200_010, 3_100_020) if crs == 32645 else north_up(80, 35, 0.001)
+    grid = Grid(200, 900, transform, CRS.from_epsg(crs))
+    window = Window(30, 100, *shape)
+    everywhere = grid.pixel_areas_km2(window)
+    random = np.random.default_rng(2)
+    for share in (0, 0.4, 1):
+        where = random.random(shape) < share
+        some = grid.pixel_areas_km2(window, where)
+        assert some.shape == (where.sum(),)
+        np.testing.assert_allclose(some, everywhere[where], rtol=1e-14)
 
 
 def test_a_window_has_the_areas_of_its_place() -> None:

@@ -41,9 +41,10 @@ from pandas.testing import assert_frame_equal
 from scipy import ndimage
 from shapely.geometry import Polygon
 
-from glacier_core.maps.glaciers import without_specks
+from glacier_core.maps import attributes, coverage, glaciers
 from glacier_core.maps.rasters import CLASS_COLOURS
 from glacier_core.maps.scenemap import UNSEEN
+from glacier_core.maps.specks import without_specks
 from glacier_core.maps.styles import write_class_style
 
 HERE = north_up()
@@ -530,6 +531,33 @@ def test_slopes_have_no_seam_between_working_steps(place: Workplace) -> None:
     assert (record.zmin_m, record.zmax_m) == (3015, 3075)
 
 
+def test_a_map_in_many_strips_gives_what_it_gives_in_one(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Glaciers, gaps, fringes and slopes across them; pixel areas alone are interpolated anew."""
+    classes = natural(3)
+    classes[30:33] = UNSEEN
+    random = np.random.default_rng(3)
+    heights = np.rint(random.normal(5000, 200, classes.shape))
+    odds = random.uniform(0, 0.5, (2, *classes.shape))
+    folder = write_map(place.root, classes, elevation=heights, odds=odds)
+    place.set(gap_pixels=4, min_area_km2=0.01)
+    whole = place.outline(folder)
+    assert whole.glaciers.gap_km2.sum() > 0
+    for rows in (1, 2, 7):
+        monkeypatch.setattr(glaciers, "STRIP_ROWS", rows)
+        monkeypatch.setattr(attributes, "STRIP_ROWS", rows)
+        monkeypatch.setattr(coverage, "_STRIP_ROWS", rows)
+        parts = place.outline(folder, out=f"strips of {rows}")
+        for layer in ("glaciers", "classes"):
+            here, there = whole.layer(layer), parts.layer(layer)
+            assert here.geometry.geom_equals_exact(there.geometry, 0).all()
+            assert_frame_equal(
+                here.drop(columns="geometry"), there.drop(columns="geometry"), atol=1e-5
+            )
+        assert_frame_equal(hypsometry(whole), hypsometry(parts), atol=1e-5)
+
+
 def hypsometry(found: Outlines) -> pd.DataFrame:
     return pd.read_csv(found.folder / f"{SCENE}_hypsometry.csv")
 
@@ -899,6 +927,19 @@ def test_a_damaged_raster_is_refused_by_name(place: Workplace, kind: str, how: s
     assert done.exit_code == 2, repr(done.exception)
     assert f"error: {path}: " in done.output
     assert not (place.root / "o").exists()
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "confidence", "elevation"])
+@pytest.mark.parametrize("size", [199, 201])
+def test_a_raster_of_another_size_is_refused(place: Workplace, kind: str, size: int) -> None:
+    classes = natural(size=200)
+    folder = write_map(place.root, classes, elevation=np.full((200, 200), 5000.0))
+    path = folder / f"{SCENE}_{kind}.tif"
+    dtype = "int16" if kind == "elevation" else "uint8"
+    bands = 2 if kind == "probabilities" else 1
+    rewrite(path, np.ones((bands, size, 200), dtype=dtype))
+    said = place.refused(folder, "--out", "o")
+    assert f"{path}: has not the 200 x 200 pixels of the class raster" in said
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"scene": "A"}', "\xff\x00"])

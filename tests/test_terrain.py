@@ -138,6 +138,18 @@ def test_next_to_the_unknown_nothing_is_known_and_elsewhere_all() -> None:
     np.testing.assert_allclose(slope[known], 24, atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(9, 7), (2, 2), (1, 9)])
+def test_asked_for_some_pixels_it_gives_just_these(shape: tuple[int, int]) -> None:
+    grid = Grid(*shape, north_up(), CRS.from_epsg(32645))
+    random = np.random.default_rng(1)
+    heights = random.normal(5000, 50, shape)
+    where = random.random(shape) < 0.5
+    everywhere = slope_aspect(heights, grid, grid.window)
+    for one, all_ in zip(slope_aspect(heights, grid, grid.window, where), everywhere, strict=True):
+        assert one.shape == (where.sum(),)
+        np.testing.assert_array_equal(one, all_[where])
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
 def test_a_line_of_pixels_has_neither(shape: tuple[int, int]) -> None:
     grid = Grid(*shape, north_up(), CRS.from_epsg(32645))

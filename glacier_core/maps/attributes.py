@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from glacier_core.maps.coverage import Coverage
-from glacier_core.maps.glaciers import nearest_fringe, pixel_areas_at
-from glacier_core.maps.scenemap import SceneMap
+from glacier_core.maps.glaciers import STRIP_ROWS, Glaciers, nearest_fringe
+from glacier_core.maps.heights import (
+    HeightSums,
+    Pixels,
+    Stored,
+    height_sums,
+    strips_with_heights,
+    terrain,
+)
+from glacier_core.maps.scenemap import UNSEEN, SceneMap
 from glacier_core.raster.grid import Grid, Window
-from glacier_core.raster.terrain import slope_aspect
+from glacier_core.threads import in_threads
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,9 +34,9 @@ _CLEAN_BORDER_ERROR = 0.5
 # Beyond this distance from mapped ice, what the network thinks of a pixel adds nothing to the
 # uncertainty of a glacier.
 _FRINGE_PIXELS = 2
-_STRIP_ROWS = 512
-BIN_M = 100
-"""Height of the steps of the hypsometry, metres."""
+_LEVELS = np.arange(256) / 255
+# Standard deviation of whether a pixel is ice, by its stored probability.
+_DEVIATION = np.sqrt(_LEVELS * (1 - _LEVELS))
 
 METHODS = {
     "area": "Pixels of each class, each with its area on the ellipsoid of the CRS.",
@@ -45,11 +55,11 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Faces:
-    """Pixels by glacier and class: what polygons are traced of.
+    """Pixels by glacier and class: what polygons are traced of, row by row as `trace` asks for them.
 
     Attributes:
         glaciers: int32 (height, width), from 1, 0 elsewhere.
-        classes: uint8 (height, width), class numbers.
+        classes: uint8 (height, width), class numbers; `UNSEEN` only outside of glaciers.
         ice: names of the classes of ice, number 1 first.
     """
 
@@ -57,13 +67,17 @@ class Faces:
     classes: npt.NDArray[np.uint8]
     ice: list[str]
 
-    def raster(self, unseen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.glaciers.shape
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.int32]:
         """Face numbers: from 1 where there is ice, 0 where there is none, -1 where unseen."""
-        count = len(self.ice)
-        faces = (self.glaciers - 1) * count + self.classes
-        faces[self.glaciers == 0] = 0
-        faces[unseen] = -1
-        return faces.astype(np.int32)
+        glaciers, classes = self.glaciers[rows], self.classes[rows]
+        numbers = (glaciers - np.int32(1)) * np.int32(len(self.ice)) + classes
+        numbers[glaciers == 0] = 0
+        numbers[classes == UNSEEN] = -1
+        return numbers
 
     def glacier_of(self, face: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Index of a face's glacier, from 0."""
@@ -106,8 +120,10 @@ def border_errors(coverage: Coverage, faces: Faces, count: int, grid: Grid) -> B
         grid: located.
     """
     (a, d), (b, e) = grid.steps_m(grid.height // 2, grid.width // 2)
-    metres = shapely.transform(coverage.borders, lambda xy: xy @ np.array([[a, d], [b, e]]))
-    km = shapely.length(metres) / 1000
+    xy, border = shapely.get_coordinates(coverage.borders, return_index=True)
+    (x, y), within = np.diff(xy, axis=0).T, border[1:] == border[:-1]
+    metres = np.hypot(a * x + b * y, d * x + e * y)[within]
+    km = _summed(border[1:][within], metres / 1000, len(coverage.borders))
     half = np.array([BORDER_ERROR_PIXELS.get(name, _CLEAN_BORDER_ERROR) for name in faces.ice])
     width = half * grid.pixel_size_m() / 1000
     by_class = np.zeros((count, len(faces.ice)))
@@ -138,6 +154,7 @@ class Measures:
 
     Attributes:
         km2: (glaciers, classes).
+        gap_km2: (glaciers,), unseen ground between ice of it.
         error: (glaciers, classes), one standard deviation by the probabilities, km².
         total_error: (glaciers,), of all ice together.
         confidence: (glaciers,), and by class (glaciers, classes); 0 to 1, NaN for no pixel.
@@ -146,6 +163,7 @@ class Measures:
     """
 
     km2: Floats
+    gap_km2: Floats
     error: Floats
     total_error: Floats
     confidence: Floats
@@ -154,138 +172,146 @@ class Measures:
     hypsometry: tuple[npt.NDArray[np.int64], Floats] | None
 
 
-def measure(scene_map: SceneMap, faces: Faces, count: int, *, correlation_m: float) -> Measures:
-    """Measure every glacier of a map.
+@dataclass(frozen=True)
+class _Sums:
+    """What a strip of a map adds to its measures.
+
+    Attributes:
+        km2: (glaciers, classes).
+        gap_km2: (glaciers,).
+        sure: (glaciers, classes), areas times confidence, km².
+        deviations: (classes + 1, 2, glaciers), by each class and by all ice together: of pixels,
+            times their areas, and of the squares of that.
+        heights: None for a map without.
+    """
+
+    km2: Floats
+    gap_km2: Floats
+    sure: Floats
+    deviations: Floats
+    heights: HeightSums | None
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.km2 + other.km2,
+            self.gap_km2 + other.gap_km2,
+            self.sure + other.sure,
+            self.deviations + other.deviations,
+            self.heights + other.heights if self.heights and other.heights else None,
+        )
+
+
+def measure(
+    scene_map: SceneMap, faces: Faces, glaciers: Glaciers, *, correlation_m: float
+) -> Measures:
+    """Measure every glacier of a map, strip by strip.
 
     Args:
         scene_map: the map.
         faces: its pixels by glacier and class.
-        count: glaciers.
+        glaciers: those of `faces`.
         correlation_m: range within which errors of the map are alike.
     """
-    grid, kinds = scene_map.grid, len(faces.ice)
-    inside = faces.glaciers > 0
-    at = np.flatnonzero(inside)
-    of = faces.glaciers.ravel()[at].astype(np.int64) - 1
-    kind = faces.classes.ravel()[at].astype(np.int64) - 1
-    areas = pixel_areas_at(grid, inside)
-    both, cells = of * kinds + kind, count * kinds
 
-    def by_class(weights: Floats) -> Floats:
-        sums: Floats = np.bincount(both, weights=weights, minlength=cells).astype(np.float64)
-        return sums.reshape(count, kinds)
+    def measured(part: tuple[Window, Stored | None]) -> _Sums:
+        return _measure_strip(scene_map, faces, glaciers, *part)
 
-    km2 = by_class(areas)
-    confidence = scene_map.read("confidence").ravel()[at] / 255
-    sure = by_class(confidence * areas)
+    sums = reduce(add, in_threads(measured, strips_with_heights(scene_map, STRIP_ROWS)))
     with np.errstate(invalid="ignore"):
-        class_confidence, mean_confidence = sure / km2, sure.sum(axis=1) / km2.sum(axis=1)
-    error, total_error = _probable_errors(scene_map, faces, at, of, areas, count, correlation_m)
-    terrain, hypsometry = _terrain(scene_map, inside, of, both, areas, count, kinds)
-    return Measures(km2, error, total_error, mean_confidence, class_confidence, terrain, hypsometry)
-
-
-def _probable_errors(
-    scene_map: SceneMap,
-    faces: Faces,
-    at: npt.NDArray[np.int64],
-    of: npt.NDArray[np.int64],
-    areas: Floats,
-    count: int,
-    correlation_m: float,
-) -> tuple[Floats, Floats]:
-    around, owner = nearest_fringe(faces.glaciers, _FRINGE_PIXELS)
-    seen = scene_map.read("classes").ravel()[around] != 255
-    around, owner = around[seen], owner[seen]
-    pixel_km2 = scene_map.grid.pixel_size_m() ** 2 / 1e6
-    where = np.concatenate([at, around])
-    glacier = np.concatenate([of, owner - 1])
-    area = np.concatenate([areas, np.full(around.size, pixel_km2)])
+        class_confidence = sums.sure / sums.km2
+        confidence = sums.sure.sum(axis=1) / sums.km2.sum(axis=1)
     # So many pixels err as one: a fifth of the circle of the correlation's range, for a spherical
     # variogram (Rolstad et al. 2009, Journal of Glaciology 55, equation 8).
-    alike = max(1.0, np.pi * correlation_m**2 / 5 / (pixel_km2 * 1e6))
-
-    def deviation(p: Floats) -> Floats:
-        own = np.sqrt(p * (1 - p)) * area
-        # At worst all pixels of a glacier err as one.
-        together: Floats = np.bincount(glacier, weights=own, minlength=count).astype(np.float64)
-        alone = np.sqrt(np.bincount(glacier, weights=own**2, minlength=count) * alike)
-        smaller: Floats = np.minimum(alone, together)
-        return smaller
-
-    stored = scene_map.read("probabilities")
-    by_class = [layer.ravel()[where] / 255 for layer in stored]
-    errors = np.stack([deviation(p) for p in by_class], axis=1)
-    return errors, deviation(np.clip(np.sum(by_class, axis=0), 0, 1))
-
-
-_TERRAIN = ("zmin_m", "zmax_m", "zmean_m", "zmed_m", "slope_deg", "aspect_deg")
-
-
-def _terrain(
-    scene_map: SceneMap,
-    inside: npt.NDArray[np.bool_],
-    of: npt.NDArray[np.int64],
-    both: npt.NDArray[np.int64],
-    areas: Floats,
-    count: int,
-    kinds: int,
-) -> tuple[dict[str, Floats], tuple[npt.NDArray[np.int64], Floats] | None]:
-    height, slope, aspect = _heights(scene_map, inside)
-    known = np.isfinite(height)
-    found = {name: np.full(count, np.nan) for name in _TERRAIN}
-    if not known.any():
-        return found, None
-    z, owner = height[known].astype(np.float64), of[known]
-    order = np.lexsort((z, owner))
-    z, owner = z[order], owner[order]
-    present, first, pixels = np.unique(owner, return_index=True, return_counts=True)
-    last = first + pixels - 1
-    found["zmin_m"][present], found["zmax_m"][present] = z[first], z[last]
-    found["zmed_m"][present] = (z[first + (pixels - 1) // 2] + z[first + pixels // 2]) / 2
-
-    def mean(values: npt.NDArray[np.float32]) -> Floats:
-        good = np.isfinite(values)
-        total = np.bincount(of[good], weights=values[good], minlength=count)
-        with np.errstate(invalid="ignore"):
-            result: Floats = total / np.bincount(of[good], minlength=count)
-        return result
-
-    found["zmean_m"], found["slope_deg"] = mean(height), mean(slope)
-    east, north = mean(np.sin(np.radians(aspect))), mean(np.cos(np.radians(aspect)))
-    # Rounded first: 359.97 is north, not 360.
-    found["aspect_deg"] = np.degrees(np.arctan2(east, north)).round(1) % 360
-    step = np.floor(height[known] / BIN_M).astype(np.int64)
-    lowest = int(step.min())
-    steps = int(step.max()) - lowest + 1
-    kind = both[known] % kinds
-    cell = (step - lowest) * kinds + kind
-    km2: Floats = np.bincount(cell, weights=areas[known], minlength=steps * kinds).astype(
-        np.float64
+    alike = max(1.0, np.pi * correlation_m**2 / 5 / scene_map.grid.pixel_size_m() ** 2)
+    together, squares = sums.deviations[:, 0], sums.deviations[:, 1]
+    # At worst all pixels of a glacier err as one.
+    *error, total_error = np.minimum(np.sqrt(squares * alike), together)
+    heights, hypsometry = terrain(sums.heights, glaciers.count)
+    return Measures(
+        km2=sums.km2,
+        gap_km2=sums.gap_km2,
+        error=np.stack(error, axis=1),
+        total_error=total_error,
+        confidence=confidence,
+        class_confidence=class_confidence,
+        terrain=heights,
+        hypsometry=hypsometry,
     )
-    edges = np.arange(lowest, lowest + steps, dtype=np.int64) * BIN_M
-    return found, (edges, km2.reshape(steps, kinds))
 
 
-def _heights(
-    scene_map: SceneMap, inside: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Elevation, slope and aspect of the pixels of a mask, in the order of its rows."""
-    grid = scene_map.grid
-    parts: list[list[npt.NDArray[np.float32]]] = [[], [], []]
-    for row in range(0, grid.height, _STRIP_ROWS):
-        rows = min(_STRIP_ROWS, grid.height - row)
-        chosen = inside[row : row + rows]
-        if not chosen.any():
-            continue
-        # A row more on either side, for the differences.
-        top, bottom = max(row - 1, 0), min(row + rows + 1, grid.height)
-        window = Window(top, 0, bottom - top, grid.width)
-        height = scene_map.elevation(window)
-        slope, aspect = slope_aspect(height, grid, window)
-        for part, layer in zip(parts, (height, slope, aspect), strict=True):
-            part.append(layer[row - top : row - top + rows][chosen])
-    height, slope, aspect = (
-        np.concatenate(part) if part else np.zeros(0, dtype=np.float32) for part in parts
+def _measure_strip(
+    scene_map: SceneMap, faces: Faces, glaciers: Glaciers, strip: Window, stored: Stored | None
+) -> _Sums:
+    count, kinds = glaciers.count, len(faces.ice)
+    pixels, gap_km2 = _pixels(scene_map.grid, faces, glaciers, strip)
+    cell = pixels.of * kinds + pixels.kind
+
+    def by_class(weights: Floats) -> Floats:
+        return _summed(cell, weights, count * kinds).reshape(count, kinds)
+
+    confidence = scene_map.read("confidence", strip)[pixels.inside] / 255
+    return _Sums(
+        by_class(pixels.km2),
+        gap_km2,
+        by_class(confidence * pixels.km2),
+        _deviations(scene_map, faces, strip, pixels, count),
+        None if stored is None else height_sums(
+            scene_map.grid, strip, stored, pixels, (count, kinds)
+        ),
+    )  # fmt: skip
+
+
+def _pixels(grid: Grid, faces: Faces, glaciers: Glaciers, strip: Window) -> tuple[Pixels, Floats]:
+    """The pixels of glaciers in a strip; and km² of their gaps there, (glaciers,)."""
+    numbers = faces.glaciers[strip.slices]
+    inside = numbers > 0
+    at = glaciers.gaps - strip.row * strip.width
+    own = slice(*np.searchsorted(at, (0, inside.size)))
+    either = inside.copy()
+    either.reshape(-1)[at[own]] = True
+    areas, is_ice = grid.pixel_areas_km2(strip, either), inside[either]
+    gap_km2 = _summed(glaciers.gap_numbers[own] - 1, areas[~is_ice], glaciers.count)
+    pixels = Pixels(
+        inside=inside,
+        of=numbers[inside].astype(np.int64) - 1,
+        kind=faces.classes[strip.slices][inside].astype(np.int64) - 1,
+        km2=areas[is_ice],
     )
-    return height, slope, aspect
+    return pixels, gap_km2
+
+
+def _summed(of: npt.NDArray[np.integer], values: Floats, count: int) -> Floats:
+    # Of no value at all, NumPy's sums are integers.
+    sums: Floats = np.bincount(of, weights=values, minlength=count).astype(np.float64)
+    return sums
+
+
+def _deviations(
+    scene_map: SceneMap, faces: Faces, strip: Window, pixels: Pixels, count: int
+) -> Floats:
+    """What a strip adds to `_Sums.deviations`, also by the pixels around glaciers."""
+    around, beside = _fringe(faces, strip)
+    of = np.append(pixels.of, beside)
+    km2 = np.append(pixels.km2, np.full(around.size, scene_map.grid.pixel_size_m() ** 2 / 1e6))
+    layers = scene_map.read("probabilities", strip)
+    stored = [np.append(layer[pixels.inside], layer.ravel()[around]) for layer in layers]
+    stored.append(np.minimum(np.sum(stored, axis=0, dtype=np.uint16), 255))
+    sums = np.empty((len(stored), 2, count))
+    for levels, (together, squares) in zip(stored, sums, strict=True):
+        own = _DEVIATION[levels] * km2
+        together[:] = np.bincount(of, weights=own, minlength=count)
+        squares[:] = np.bincount(of, weights=own**2, minlength=count)
+    return sums
+
+
+def _fringe(faces: Faces, strip: Window) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions in a strip of the pixels around glaciers that were seen, and which glacier each
+    is next to, from 0."""
+    top = max(strip.row - _FRINGE_PIXELS, 0)
+    # So far, glaciers of other strips reach into this one.
+    reach = slice(top, strip.row + strip.height + _FRINGE_PIXELS)
+    at, number = nearest_fringe(faces.glaciers[reach], _FRINGE_PIXELS)
+    at -= (strip.row - top) * strip.width
+    own = (at >= 0) & (at < strip.height * strip.width)
+    own[own] = faces.classes[strip.slices].ravel()[at[own]] != UNSEEN
+    return at[own], number[own].astype(np.int64) - 1

@@ -13,6 +13,7 @@ within half a pixel: 0.146 pixels are left, and to leave out a bend takes at lea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import shapely
@@ -20,10 +21,22 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, depth_first_order
 
+from glacier_core.threads import in_threads
+
 OUTSIDE_RASTER = int(np.iinfo(np.int32).min)
 """The label of what lies beyond the raster's edge: below all others."""
 
+_STRIP_ROWS = 512
 _Ints = NDArray[np.int64]
+
+
+class Labels(Protocol):
+    """An int32 raster (height, width), or what gives rows of one when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.int32]: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class _Edges:
     following: _Ints
 
 
-def trace(faces: NDArray[np.int32]) -> Coverage:
+def trace(faces: Labels) -> Coverage:
     """Draw the borders of all faces, within half a pixel of the pixels' own.
 
     A face is all pixels of one label > 0; those that touch only at a corner are not connected.
@@ -82,7 +95,7 @@ def trace(faces: NDArray[np.int32]) -> Coverage:
         (Hausdorff distance) of the pixel edges between the same two labels.
     """
     width = faces.shape[1] + 2
-    edges = _pixel_edges(np.pad(faces, 1, constant_values=OUTSIDE_RASTER).ravel(), width)
+    edges = _pixel_edges(faces)
     if not len(edges.tail):
         none = np.empty(0, dtype=object)
         return Coverage(np.empty(0, np.int32), none, none, np.empty((0, 2), np.int32))
@@ -92,27 +105,58 @@ def trace(faces: NDArray[np.int32]) -> Coverage:
     return Coverage(labels, polygons, borders, edges.sides[order[bounds[:-1]]])
 
 
-def _pixel_edges(flat: NDArray[np.int32], width: int) -> _Edges:
-    """The edges of a padded raster of this width, given row by row."""
+def _pixel_edges(faces: Labels) -> _Edges:
+    """The edges of a raster, which is padded all around."""
+    rows = faces.shape[0] + 1
+    strips = (range(row, min(row + _STRIP_ROWS, rows)) for row in range(0, rows, _STRIP_ROWS))
+    found = in_threads(lambda strip: _edges_of(faces, strip), strips)
+    tail, head, heading, sides, from_node, to_node = (
+        np.concatenate(one) for one in zip(*found, strict=True)
+    )
+    by_tail = np.argsort(tail, kind="stable")
+    tail, head = tail[by_tail], head[by_tail]
+    # At every vertex but nodes, one edge ends and one begins: sorted by vertex, they pair off.
+    ends = np.flatnonzero(~to_node[by_tail])
+    following = np.full(len(tail), -1)
+    following[ends[np.argsort(head[ends])]] = np.flatnonzero(~from_node[by_tail])
+    return _Edges(tail, head, heading[by_tail], sides[by_tail], following)
+
+
+def _edges_of(faces: Labels, rows: range) -> tuple[NDArray[Any], ...]:
+    """The edges right of and below the pixels of some rows of a padded raster.
+
+    Returns:
+        Tail, head, heading and sides as in `_Edges`, and whether the tail is a node, and the head.
+    """
+    width = faces.shape[1] + 2
+    # A row more on either side: vertices lie between four pixels.
+    top = max(rows.start - 1, 0)
+    flat = _padded(faces, range(top, rows.stop + 1)).ravel()
     is_face = flat > 0
+    first, stop = (rows.start - top) * width, (rows.stop - top) * width
     found = []
     # Below a pixel runs an edge along +x, with the lower pixel to its left; right of a pixel one
     # along +y, with that pixel itself to its left. Rows meet in padding, where nothing differs.
     for across, along, turns in ((width, 1, 0), (1, width, 1)):
-        differ = flat[:-across] != flat[across:]
-        pixel = np.flatnonzero(differ & (is_face[:-across] | is_face[across:]))
+        here, there = slice(first, stop), slice(first + across, stop + across)
+        differ = flat[here] != flat[there]
+        pixel = np.flatnonzero(differ & (is_face[here] | is_face[there])) + first
         beside = np.stack((flat[pixel], flat[pixel + across]), axis=1)
         ahead = (beside[:, 0] < beside[:, 1]) == (turns == 0)
         tail, head = pixel - along * ahead, pixel - along * ~ahead
-        found.append((tail, head, np.where(ahead, turns, turns + 2), np.sort(beside, axis=1)))
-    tail, head, heading, sides = (np.concatenate(both) for both in zip(*found, strict=True))
-    by_tail = np.argsort(tail, kind="stable")
-    tail, head = tail[by_tail], head[by_tail]
-    # At every vertex but nodes, one edge ends and one begins: sorted by vertex, they pair off.
-    ends = np.flatnonzero(~_is_node(flat, width, head))
-    following = np.full(len(tail), -1)
-    following[ends[np.argsort(head[ends])]] = np.flatnonzero(~_is_node(flat, width, tail))
-    return _Edges(tail, head, heading[by_tail], sides[by_tail], following)
+        heading = np.where(ahead, np.int8(turns), np.int8(turns + 2))
+        nodes = (_is_node(flat, width, vertex) for vertex in (tail, head))
+        above = top * width
+        found.append((tail + above, head + above, heading, np.sort(beside, axis=1), *nodes))
+    return tuple(np.concatenate(both) for both in zip(*found, strict=True))
+
+
+def _padded(faces: Labels, rows: range) -> NDArray[np.int32]:
+    """Rows of a raster with a pixel of `OUTSIDE_RASTER` all around it."""
+    padded = np.full((len(rows), faces.shape[1] + 2), OUTSIDE_RASTER, dtype=np.int32)
+    first, stop = max(rows.start - 1, 0), min(rows.stop - 1, faces.shape[0])
+    padded[first + 1 - rows.start : stop + 1 - rows.start, 1:-1] = faces[first:stop]
+    return padded
 
 
 def _is_node(flat: NDArray[np.int32], width: int, vertex: _Ints) -> NDArray[np.bool_]:
@@ -163,8 +207,8 @@ def _midlines(edges: _Edges, order: _Ints, bounds: _Ints, width: int) -> NDArray
     Arcs without nodes are closed lines that begin behind their smallest vertex.
     """
 
-    def corners(vertex: _Ints) -> NDArray[np.float64]:
-        return np.stack((vertex % width, vertex // width), axis=1).astype(np.float64)
+    def corners(vertex: _Ints) -> NDArray[np.float32]:
+        return np.stack((vertex % width, vertex // width), axis=1).astype(np.float32)
 
     middles = (corners(edges.tail[order]) + corners(edges.head[order])) / 2
     starts, stops = bounds[:-1], bounds[1:]
@@ -177,7 +221,7 @@ def _midlines(edges: _Edges, order: _Ints, bounds: _Ints, width: int) -> NDArray
     points = np.insert(middles, where, np.concatenate((closing, opening)), axis=0)
     arc = np.repeat(np.arange(len(starts)), stops - starts + 1 + is_open)
     (dx, dy), is_end = np.diff(points, axis=0).T, arc[:-1] != arc[1:]
-    bends = dx[:-1] * dy[1:] != dy[:-1] * dx[1:]  # exact: all are halves
+    bends = dx[:-1] * dy[1:] != dy[:-1] * dx[1:]  # exact, as all are halves, also of 32 bits
     kept = np.concatenate(([True], bends | is_end[:-1] | is_end[1:], [True]))
     return np.asarray(shapely.linestrings(points[kept], indices=arc[kept]))
 

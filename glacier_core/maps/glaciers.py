@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from scipy import ndimage
 
 from glacier_core.errors import InputError
 from glacier_core.labels.inventory import read_vector, repaired
-from glacier_core.maps.scenemap import UNSEEN
+from glacier_core.maps.specks import beside
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.settings import OutlinesParams
+from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
 # Ice that touches only at a corner belongs together all the same.
 _EIGHT = np.ones((3, 3), dtype=bool)
-_COLUMNS = 1024
+STRIP_ROWS = 512
+"""Rows of a scene that are worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,15 @@ class Inventory:
             logger.warning("%s: no glacier of it lies on the scene; outlines get no ids", path)
         return cls(path, polygons, ids)
 
-    def burn(self, grid: Grid) -> npt.NDArray[np.int32]:
+    def burn(self, grid: Grid) -> npt.NDArray[np.integer[Any]]:
         """Number of the glacier whose outline holds a pixel's centre, from 1; 0 for none."""
         shape = (grid.height, grid.width)
+        dtype = np.uint16 if len(self.ids) <= np.iinfo(np.uint16).max else np.int32
         if not self.ids:
-            return np.zeros(shape, dtype=np.int32)
+            return np.zeros(shape, dtype=dtype)
         shapes = zip(self.polygons, range(1, len(self.ids) + 1), strict=True)
-        burned: npt.NDArray[np.int32] = rasterio.features.rasterize(
-            shapes, out_shape=shape, transform=grid.transform, dtype=np.int32
+        burned: npt.NDArray[np.integer[Any]] = rasterio.features.rasterize(
+            shapes, out_shape=shape, transform=grid.transform, dtype=dtype
         )
         return burned
 
@@ -114,14 +119,16 @@ class Glaciers:
 
     Attributes:
         numbers: int32 (height, width): glaciers from 1, 0 elsewhere.
-        bridged: int32 (height, width): likewise, of unseen pixels with a glacier on both sides.
+        gaps: (pixels,) flat positions, ascending, of unseen pixels with a glacier on both sides.
+        gap_numbers: (pixels,) int32, the glacier of each.
         complexes: (glaciers,) int, number of the connected ice that each belongs to.
         inventory_ids: (glaciers,), None where no inventory knows it.
         left_out_km2: ice too small to be a glacier.
     """
 
     numbers: npt.NDArray[np.int32]
-    bridged: npt.NDArray[np.int32]
+    gaps: npt.NDArray[np.int64]
+    gap_numbers: npt.NDArray[np.int32]
     complexes: npt.NDArray[np.int64]
     inventory_ids: list[str | None]
     left_out_km2: float
@@ -129,29 +136,6 @@ class Glaciers:
     @property
     def count(self) -> int:
         return len(self.inventory_ids)
-
-
-def without_specks(classes: npt.NDArray[np.uint8], smallest: int) -> npt.NDArray[np.uint8]:
-    """The class map without specks: parts of fewer pixels take the class of the largest beside.
-
-    Specks with nothing but specks or unseen ground around them stay.
-
-    Args:
-        classes: class numbers (height, width), `UNSEEN` where nothing was seen; that stays.
-        smallest: pixels of the smallest part that is kept.
-    """
-    if smallest < 2 or smallest >= classes.size:
-        return classes
-    seen = classes != UNSEEN
-    # A speck among specks has a larger part beside it only once these are gone.
-    while True:
-        cleaned: npt.NDArray[np.uint8] = rasterio.features.sieve(
-            classes, smallest, mask=seen, connectivity=4
-        )
-        cleaned[~seen] = UNSEEN
-        if np.array_equal(cleaned, classes):
-            return cleaned
-        classes = cleaned
 
 
 def bridges(
@@ -162,21 +146,17 @@ def bridges(
     Scan-line gaps run across the scene, so that columns cross them by the shortest way (up to 14
     pixels wide, Landsat 7 Data Users Handbook, section 5).
     """
-    height, width = ice.shape
     found = np.zeros(ice.shape, dtype=bool)
-    if widest == 0 or not unseen.any():
-        return found
-    rows = np.arange(height, dtype=np.int32)[:, None]
-    for left in range(0, width, _COLUMNS):
-        part = slice(left, min(left + _COLUMNS, width))
-        hidden = unseen[:, part]
-        above = np.maximum.accumulate(np.where(hidden, -1, rows), axis=0)
-        below = np.minimum.accumulate(np.where(hidden, height, rows)[::-1], axis=0)[::-1]
-        row, col = np.nonzero(hidden & (below - above <= widest + 1) & (above >= 0) & (
-            below < height))  # fmt: skip
-        own = ice[:, part]
-        joined = own[above[row, col], col] & own[below[row, col], col]
-        found[row[joined], left + col[joined]] = True
+    filled, hidden, own = found.reshape(-1), unseen.reshape(-1), ice.reshape(-1)
+    width = ice.shape[1]
+    # Down every gap from the ice above it, all at once, a pixel a step.
+    first = np.flatnonzero(ice[:-1] & unseen[1:]) + width
+    for length in range(1, widest + 1):
+        after = first + length * width
+        first, after = first[after < own.size], after[after < own.size]
+        across = first[own[after]]
+        filled[(across[:, None] + width * np.arange(length)).ravel()] = True
+        first = first[hidden[after]]
     return found
 
 
@@ -201,56 +181,84 @@ def find_glaciers(
         inventory: glaciers with ids, or None.
     """
     bridge = bridges(ice, unseen, params.gap_pixels)
-    joined, count = ndimage.label(ice | bridge, structure=_EIGHT, output=np.int32)
-    at = np.flatnonzero(ice)
-    areas = pixel_areas_at(grid, ice)
-    km2 = np.bincount(joined.ravel()[at], weights=areas, minlength=count + 1)
+    numbers, count = ndimage.label(ice | bridge, structure=_EIGHT, output=np.int32)
+    km2 = _areas(numbers, ice, count, grid)
     kept = km2 >= params.min_area_km2
     kept[0] = False
-    left_out = float(km2[~kept].sum())
-    numbering = np.zeros(count + 1, dtype=np.int32)
-    numbering[kept] = np.arange(1, kept.sum() + 1)
-    joined = numbering[joined]
-    numbers, complexes = joined, np.arange(1, kept.sum() + 1)
+    _renumber(numbers, kept)
+    complexes = np.arange(1, kept.sum() + 1, dtype=np.int64)
     ids: list[str | None] = [None] * complexes.size
     if inventory is not None and inventory.ids:
-        numbers, ids, complexes = _divided(joined, ice, grid, inventory, params.min_area_km2)
+        ids, complexes = _divide(numbers, ice, grid, inventory, params.min_area_km2)
+    gap_numbers = numbers[bridge]
+    numbers[bridge] = 0
     return Glaciers(
-        numbers=np.where(ice, numbers, 0).astype(np.int32),
-        bridged=np.where(bridge, numbers, 0).astype(np.int32),
-        complexes=complexes.astype(np.int64),
+        numbers=numbers,
+        gaps=np.flatnonzero(bridge)[gap_numbers > 0],
+        gap_numbers=gap_numbers[gap_numbers > 0],
+        complexes=complexes,
         inventory_ids=ids,
-        left_out_km2=left_out,
+        left_out_km2=float(km2[~kept].sum()),
     )
+
+
+def _areas(
+    numbers: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], count: int, grid: Grid
+) -> npt.NDArray[np.float64]:
+    """Area in km² of each number in a mask (height, width), from 0 to `count`."""
+
+    def within(strip: Window) -> npt.NDArray[np.float64]:
+        chosen = mask[strip.slices]
+        areas = grid.pixel_areas_km2(strip, chosen)
+        km2 = np.bincount(numbers[strip.slices][chosen], weights=areas, minlength=count + 1)
+        return km2.astype(np.float64)  # of no pixel at all, integers
+
+    return reduce(add, in_threads(within, grid.strips(STRIP_ROWS)))
+
+
+def _renumber(numbers: npt.NDArray[np.int32], kept: npt.NDArray[np.bool_]) -> None:
+    """Count those that are kept from 1, in place; the others become 0."""
+    numbering = np.zeros(kept.size, dtype=np.int32)
+    numbering[kept] = np.arange(1, kept.sum() + 1)
+
+    def renumber(row: int) -> None:
+        rows = slice(row, row + STRIP_ROWS)
+        numbers[rows] = numbering[numbers[rows]]
+
+    list(in_threads(renumber, range(0, len(numbers), STRIP_ROWS)))
 
 
 def pixel_areas_at(grid: Grid, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Areas in km² of the pixels of a mask (height, width), in the order of its rows."""
-    parts = []
-    for row in range(0, grid.height, 512):
-        window = Window(row, 0, min(512, grid.height - row), grid.width)
-        chosen = mask[window.slices]
-        if chosen.any():
-            parts.append(grid.pixel_areas_km2(window)[chosen])
-    return np.concatenate(parts) if parts else np.zeros(0)
+    strips = grid.strips(STRIP_ROWS)
+    return np.concatenate([grid.pixel_areas_km2(strip, mask[strip.slices]) for strip in strips])
 
 
-def _divided(
-    joined: npt.NDArray[np.int32],
+def _divide(
+    numbers: npt.NDArray[np.int32],
     ice: npt.NDArray[np.bool_],
     grid: Grid,
     inventory: Inventory,
     smallest_km2: float,
-) -> tuple[npt.NDArray[np.int32], list[str | None], npt.NDArray[np.int64]]:
-    """Split complexes (numbers from 1, bridges included) along the divides of an inventory."""
+) -> tuple[list[str | None], npt.NDArray[np.int64]]:
+    """Split complexes along the divides of an inventory.
+
+    Args:
+        numbers: of complexes (height, width) from 1, bridges included; then those of glaciers.
+        ice: see `find_glaciers`.
+        grid: likewise.
+        inventory: of at least one glacier.
+        smallest_km2: of a known glacier on a complex.
+
+    Returns:
+        Id and complex of each glacier.
+    """
     known = inventory.burn(grid)
-    known[joined == 0] = 0
     pixel_km2 = grid.pixel_size_m() ** 2 / 1e6
-    numbers = np.zeros(joined.shape, dtype=np.int32)
     ids: list[str | None] = []
     complexes: list[int] = []
-    for number, box in enumerate(ndimage.find_objects(joined), start=1):
-        inside = joined[box] == number
+    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
+        inside = numbers[box] == number
         owner = np.where(inside, known[box], 0)
         counted = np.bincount(owner[inside & ice[box]], minlength=1)
         # Of a glacier that is itself hardly larger, more than half.
@@ -269,14 +277,17 @@ def _divided(
         else:
             present = np.array([0])
             owner[:] = 0
+        numbers[box][inside] = 0
         for one in present:
             chosen = inside & (owner == one)
             if not (chosen & ice[box]).any():
                 continue
             ids.append(inventory.ids[one - 1] if one else None)
             complexes.append(number)
-            numbers[box][chosen] = len(ids)
-    return numbers, ids, np.asarray(complexes, dtype=np.int64)
+            # Below 0, no complex that is still to come has the same.
+            numbers[box][chosen] = -len(ids)
+    np.negative(numbers, out=numbers)
+    return ids, np.asarray(complexes, dtype=np.int64)
 
 
 def nearest_fringe(
@@ -291,22 +302,27 @@ def nearest_fringe(
     Returns:
         Flat positions, the nearer first, and a glacier's number for each.
     """
-    rows, cols = numbers.shape
+    taken = numbers > 0
+    near = taken.copy()
+    near[1:] |= taken[:-1]
+    near[:-1] |= taken[1:]
+    near[:, 1:] |= taken[:, :-1]
+    near[:, :-1] |= taken[:, 1:]
+    at = np.flatnonzero(near > taken)
+    border = numbers.flatten()
     found: list[npt.NDArray[np.int64]] = []
     owners: list[npt.NDArray[np.int32]] = []
-    taken = numbers > 0
-    border = numbers.copy()
     for _ in range(width):
-        at = np.flatnonzero(ndimage.binary_dilation(taken) & ~taken)
-        row, col = np.divmod(at, cols)
         owner = np.zeros(at.size, dtype=np.int32)
-        for down, right in ((-1, 0), (0, -1), (0, 1), (1, 0)):
-            near = border[np.clip(row + down, 0, rows - 1), np.clip(col + right, 0, cols - 1)]
-            owner = np.where(owner == 0, near, owner)
-        border[row, col] = owner
-        taken[row, col] = True
+        sides = beside(at, numbers.shape)
+        for side in sides:
+            owner = np.where(owner == 0, border[side], owner)
+        border[at] = owner
         found.append(at)
         owners.append(owner)
+        reached = np.zeros(border.size, dtype=bool)
+        reached[sides[border[sides] == 0]] = True
+        at = np.flatnonzero(reached)
     return np.concatenate(found), np.concatenate(owners)
 
 

@@ -33,13 +33,13 @@ from glacier_core.maps.glaciers import (
     Inventory,
     as_frame,
     find_glaciers,
-    pixel_areas_at,
-    without_specks,
 )
 from glacier_core.maps.scenemap import UNSEEN, About, SceneMap
+from glacier_core.maps.specks import without_specks
 from glacier_core.maps.styles import class_polygon_style, glacier_style
 from glacier_core.maps.vectors import multipolygons, write_also, write_layers
 from glacier_core.raster.grid import Grid
+from glacier_core.settings import OutlinesParams
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,6 @@ def outline_map(
             something else under the scene's name.
         StorageError: no room, or no right to write.
     """
-    params = project.params.outlines
     scene_map = SceneMap(map_folder)
     about, grid = scene_map.about, scene_map.grid
     grid.check_located(scene_map.raster("classes"))
@@ -98,43 +97,61 @@ def outline_map(
             "Name another folder with --out."
         )
     known = read_inventory(project, inventory, inventory_id, grid)
-    stored = scene_map.read("classes")
-    classes = without_specks(stored, params.min_part_pixels)
-    unseen = classes == UNSEEN
-    glaciers = find_glaciers((classes > 0) & ~unseen, unseen, grid, params, known)
-    faces = Faces(glaciers.numbers, classes, about.ice)
-    coverage = trace(faces.raster(unseen))
-    errors = border_errors(coverage, faces, glaciers.count, grid)
-    measured = measure(scene_map, faces, glaciers.count, correlation_m=params.correlation_m)
-    errors = errors.within(measured.km2)
-    parts = _parts(coverage, faces, grid)
-    shapes = _dissolved(parts.geometry.values, faces.glacier_of(coverage.labels), glaciers.count)
-    table = _glacier_table(about, glaciers, measured, errors, shapes, grid)
-    class_table = _class_table(about, parts, table, measured, coverage, faces)
+    result = _worked_out(scene_map, project.params.outlines, known)
     styles = {"glaciers": glacier_style(), "classes": class_polygon_style(about.ice)}
     with whole_folder(folder) as beside:
-        write_layers(
-            beside / f"{about.scene}_glaciers.gpkg",
-            {"glaciers": table, "classes": class_table},
-            styles,
-            about.date,
-        )
-        for name, frame in (("glaciers", table), ("classes", class_table)):
+        write_layers(beside / f"{about.scene}_glaciers.gpkg", result.layers, styles, about.date)
+        for name, frame in result.layers.items():
             # The same style for the other formats: QGIS looks for it beside a file of this name.
             (beside / f"{about.scene}_{name}.qml").write_text(styles[name], encoding="utf-8")
             frame.to_parquet(beside / f"{about.scene}_{name}.parquet", compression="zstd")
             write_also(frame, beside / f"{about.scene}_{name}", also, about.date)
-        if measured.hypsometry is not None:
-            _write_hypsometry(beside / f"{about.scene}_hypsometry.csv", about.ice, measured)
-        summary = _sums(about, glaciers, measured, errors, known)
-        write_json(beside / SUMMARY, summary)
+        if result.hypsometry is not None:
+            path = beside / f"{about.scene}_hypsometry.csv"
+            _write_hypsometry(path, about.ice, *result.hypsometry)
+        write_json(beside / SUMMARY, result.sums)
+    sums = result.sums
     sentence = (
-        f"{glaciers.count} glaciers, {summary['total_km2']:.2f} km² "
-        f"(± {summary['total_err_buffer_km2']:.2f} by buffer): "
-        + ", ".join(f"{name} {km2:.2f}" for name, km2 in summary["km2"].items())
+        f"{sums['glaciers']} glaciers, {sums['total_km2']:.2f} km² "
+        f"(± {sums['total_err_buffer_km2']:.2f} by buffer): "
+        + ", ".join(f"{name} {km2:.2f}" for name, km2 in sums["km2"].items())
     )
     logger.info("%s: %s", about.scene, sentence)
     return Outlined(folder, sentence)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is written of a map.
+
+    Attributes:
+        layers: tables by name.
+        hypsometry: see `Measures`.
+        sums: what outlines.json says.
+    """
+
+    layers: dict[str, Any]
+    hypsometry: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None
+    sums: dict[str, Any]
+
+
+def _worked_out(scene_map: SceneMap, params: OutlinesParams, known: Inventory | None) -> _Result:
+    """All about the glaciers of a map; its rasters take no more room while files are written."""
+    about, grid = scene_map.about, scene_map.grid
+    classes = without_specks(scene_map.read("classes"), params.min_part_pixels)
+    unseen = classes == UNSEEN
+    glaciers = find_glaciers((classes > 0) & ~unseen, unseen, grid, params, known)
+    del unseen
+    faces = Faces(glaciers.numbers, classes, about.ice)
+    measured = measure(scene_map, faces, glaciers, correlation_m=params.correlation_m)
+    coverage = trace(faces)
+    errors = border_errors(coverage, faces, glaciers.count, grid).within(measured.km2)
+    parts = _parts(coverage, faces, grid)
+    shapes = _dissolved(parts.geometry.values, faces.glacier_of(coverage.labels), glaciers.count)
+    table = _glacier_table(about, glaciers, measured, errors, shapes, grid)
+    class_table = _class_table(about, parts, table, measured, coverage, faces)
+    sums = _sums(about, glaciers, measured, errors, known)
+    return _Result({"glaciers": table, "classes": class_table}, measured.hypsometry, sums)
 
 
 def read_inventory(
@@ -213,10 +230,6 @@ def _glacier_table(
     for k, number in enumerate(glaciers.complexes):
         if number not in leading or total[k] > total[leading[number]]:
             leading[int(number)] = k
-    gaps = glaciers.bridged[glaciers.bridged > 0] - 1
-    gap_km2 = np.bincount(
-        gaps, weights=pixel_areas_at(grid, glaciers.bridged > 0), minlength=count
-    ).astype(np.float64)  # of no gap at all, integers
     records: dict[str, Any] = {
         "glac_id": ids,
         "complex_id": np.array([ids[leading[int(n)]] for n in glaciers.complexes], dtype=object),
@@ -233,7 +246,7 @@ def _glacier_table(
     for i, name in enumerate(about.ice):
         records[f"{name}_share"] = (measured.km2[:, i] / total).round(4)
     records |= {
-        "gap_km2": gap_km2.round(6),
+        "gap_km2": measured.gap_km2.round(6),
         "open_share": errors.open.round(4),
         "err_buffer_km2": errors.glacier.round(6),
         "err_prob_km2": measured.total_error.round(6),
@@ -259,9 +272,12 @@ def _class_table(
     return multipolygons(gpd.GeoDataFrame(records, geometry=parts.geometry.values, crs=parts.crs))
 
 
-def _write_hypsometry(path: Path, ice: Sequence[str], measured: Measures) -> None:
-    assert measured.hypsometry is not None
-    edges, km2 = measured.hypsometry
+def _write_hypsometry(
+    path: Path,
+    ice: Sequence[str],
+    edges: npt.NDArray[np.int64],
+    km2: npt.NDArray[np.float64],
+) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("elevation_m", "class", "km2"))

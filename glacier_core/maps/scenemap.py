@@ -139,6 +139,10 @@ class SceneMap:
         with self._opened("classes") as dataset:
             return Grid.of(dataset)
 
+    @property
+    def has_elevation(self) -> bool:
+        return self.raster("elevation").exists()
+
     def _opened(self, kind: str) -> Any:
         path = self.raster(kind)
         try:
@@ -150,12 +154,9 @@ class SceneMap:
 
     def elevation(self, window: Window) -> npt.NDArray[np.float32]:
         """Metres (height, width), NaN where unknown; all of it where the scene had no elevation."""
-        if not self.raster("elevation").exists():
+        if not self.has_elevation:
             return np.full((window.height, window.width), np.nan, dtype=np.float32)
-        stored = self.read("elevation", window)
-        metres = stored.astype(np.float32) * np.float32(ELEVATION_STEP_M)
-        metres[stored == NO_ELEVATION] = np.nan
-        return metres
+        return metres(self.read("elevation", window))
 
     def read(self, kind: str, window: Window | None = None) -> npt.NDArray[Any]:
         """A raster as stored: (height, width), or (bands, height, width) for probabilities.
@@ -166,22 +167,30 @@ class SceneMap:
         part = None
         if window is not None:
             part = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        grid = self.grid
         with self._opened(kind) as dataset:
+            if dataset.shape != (grid.height, grid.width):
+                raise InputError(
+                    f"{self.raster(kind)}: has not the {grid.height} x {grid.width} pixels of the "
+                    "class raster; run `glacier map --again`"
+                )
             try:
                 stack: npt.NDArray[Any] = dataset.read(window=part)
             except RasterioError as error:
                 raise InputError(
                     f"{self.raster(kind)}: damaged ({error}); run `glacier map --again`"
                 ) from None
-        asked = window or self.grid.window
-        if stack.shape[1:] != (asked.height, asked.width):
-            raise InputError(
-                f"{self.raster(kind)}: has not the {asked.height} x {asked.width} pixels of the "
-                "class raster; run `glacier map --again`"
-            )
         if kind == "classes" and ((stack >= len(self.about.classes)) & (stack != UNSEEN)).any():
             raise InputError(
                 f"{self.raster(kind)}: holds class {stack[stack != UNSEEN].max()}, but {ABOUT} "
                 f"names {len(self.about.classes)} classes; run `glacier map --again`"
             )
         return stack if kind == "probabilities" else stack[0]
+
+
+def metres(stored: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """Elevations of a map as metres, NaN where unknown."""
+    values = stored.astype(np.float32)
+    values *= np.float32(ELEVATION_STEP_M)
+    values[stored == NO_ELEVATION] = np.nan
+    return values

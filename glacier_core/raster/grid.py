@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _NODE_PIXELS = 256
+# Rows whose areas are worked out at once where only some are wanted: few enough for a CPU's cache.
+_SOME_ROWS = 64
 
 # Of a raster without CRS: rows and columns, and no ground.
 UNLOCATED = CRS.from_wkt(
@@ -116,6 +118,11 @@ class Grid:
     def window(self) -> Window:
         return Window(0, 0, self.height, self.width)
 
+    def strips(self, rows: int) -> Iterator[Window]:
+        """Windows of so many whole rows, from top to bottom; the last may have fewer."""
+        for row in range(0, self.height, rows):
+            yield Window(row, 0, min(rows, self.height - row), self.width)
+
     def footprint(self, window: Window) -> Polygon:
         """The ground that a window's pixels show, in the grid's CRS: its outer pixel corners."""
         top, left = window.row, window.col
@@ -166,8 +173,12 @@ class Grid:
         north = np.cos(np.radians(azimuths)) * metres
         return (float(east[0]), float(north[0])), (float(east[1]), float(north[1]))
 
-    def pixel_areas_km2(self, window: Window) -> npt.NDArray[np.float64]:
+    def pixel_areas_km2(
+        self, window: Window, where: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.float64]:
         """Area of each pixel on the CRS's ellipsoid, km², shape (height, width) of the window.
+
+        With `where`, bool (height, width), only of its pixels: (pixels,) in the order of its rows.
 
         On the plane of a map projection areas are not true: in a UTM zone they are too small by
         0.08 % in its middle and too large at its edges. The projection's own areal scale sets
@@ -177,7 +188,7 @@ class Grid:
             ValueError: the grid is not `located`.
         """
         if self.crs.is_projected:
-            return self._projected_areas(window)
+            return self._projected_areas(window, where)
         if not self.crs.is_geographic:
             raise ValueError("a grid without CRS has no areas")
         geod = self.crs.get_geod() or Geod(ellps="WGS84")
@@ -185,9 +196,13 @@ class Grid:
         for row in range(window.row, window.row + window.height):
             lon, lat = self.footprint(Window(row, 0, 1, 1)).exterior.coords.xy
             rows.append(abs(geod.polygon_area_perimeter(lon, lat)[0]) / 1e6)
+        if where is not None:
+            return np.repeat(np.asarray(rows), np.count_nonzero(where, axis=1))
         return np.repeat(np.asarray(rows)[:, None], window.width, axis=1)
 
-    def _projected_areas(self, window: Window) -> npt.NDArray[np.float64]:
+    def _projected_areas(
+        self, window: Window, where: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float64]:
         unit = self.crs.axis_info[0].unit_conversion_factor
         plane = abs(self.transform.determinant) * unit**2 / 1e6
         rows, to_rows = _nodes(window.height)
@@ -200,8 +215,20 @@ class Grid:
         scale = Proj(self.crs).get_factors(*to_degrees.transform(x, y)).areal_scale
         if not np.isfinite(scale).all():  # outside of where the projection is defined
             raise ValueError(f"{self.crs.name} does not reach the pixels of {window}")
-        areas: npt.NDArray[np.float64] = to_rows @ (plane / scale) @ to_cols.T
-        return areas
+        areas: npt.NDArray[np.float64] = to_rows @ (plane / scale)
+        if where is None:
+            return areas @ to_cols.T
+        # Between the nodes to its left and right lies each column. No product of matrices here:
+        # NumPy's has threads of its own, in each other's way where strips go to threads.
+        left = np.minimum(np.argmax(to_cols > 0, axis=1), len(cols) - 2)
+        to_left, to_right = to_cols[np.arange(window.width), [left, left + 1]]
+        some = (slice(row, row + _SOME_ROWS) for row in range(0, window.height, _SOME_ROWS))
+        return np.concatenate(
+            [
+                (areas[part][:, left] * to_left + areas[part][:, left + 1] * to_right)[where[part]]
+                for part in some
+            ]
+        )
 
 
 def _nodes(length: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

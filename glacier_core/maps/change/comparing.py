@@ -16,7 +16,7 @@ import pandas as pd
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import whole_folder, write_json
-from glacier_core.maps.attributes import BIN_M, METHODS, Faces, border_errors
+from glacier_core.maps.attributes import METHODS, Faces, border_errors
 from glacier_core.maps.change import figures
 from glacier_core.maps.change.sides import Side, in_order, map_side, with_inventory
 from glacier_core.maps.coverage import trace
@@ -25,14 +25,15 @@ from glacier_core.maps.glaciers import (
     as_frame,
     find_glaciers,
     pixel_areas_at,
-    without_specks,
 )
+from glacier_core.maps.heights import BIN_M
 from glacier_core.maps.outlines import (
     centres,
     glims_ids,
     read_inventory,
 )
 from glacier_core.maps.scenemap import UNSEEN, SceneMap
+from glacier_core.maps.specks import without_specks
 from glacier_core.maps.styles import glacier_style, value_style
 from glacier_core.maps.vectors import multipolygons, write_layers
 from glacier_core.raster.grid import Grid
@@ -172,8 +173,8 @@ def _count(
 ) -> _Counted:
     there = both & (classes > 0) & (glaciers.numbers > 0)
     numbers = np.where(there, glaciers.numbers, 0).astype(np.int32)
-    faces = Faces(numbers, classes, ice)
-    errors = border_errors(trace(faces.raster(~both)), faces, glaciers.count, grid)
+    faces = Faces(numbers, np.where(both, classes, np.uint8(UNSEEN)), ice)
+    errors = border_errors(trace(faces), faces, glaciers.count, grid)
     cell = (numbers[there].astype(np.int64) - 1) * len(ice) + classes[there] - 1
     cells = glaciers.count * len(ice)
     areas = pixel_areas_at(grid, there)
