@@ -39,6 +39,7 @@ from rio_cogeo.cogeo import cog_validate
 from safetensors.torch import load_file, save_file
 
 from glacier_core.cli import main
+from glacier_core.maps import rasters
 from glacier_core.maps.ensemble import Ensemble
 from glacier_core.maps.rasters import MapRasters
 from glacier_core.maps.scenemap import NO_ELEVATION, SceneMap
@@ -1147,7 +1148,7 @@ def test_a_file_that_lost_its_end_on_closing_is_noticed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GDAL only prints what goes wrong then, to the terminal: the tiles and masks are gone."""
-    copy = rasterio.shutil.copy
+    copy = vars(rasters)["_copy"]
 
     def loses_mask(source: Path, target: Path, **options: Any) -> None:
         with rasterio.open(source) as file:
@@ -1168,7 +1169,7 @@ def test_a_file_that_lost_its_end_on_closing_is_noticed(
     values[0, 0, 0] = MEANS[0] + 90
     for loses in (loses_mask, loses_tile):
         with monkeypatch.context() as patch:
-            patch.setattr("glacier_core.maps.rasters.rasterio.shutil.copy", loses)
+            patch.setattr(rasters, "_copy", loses)
             line = place.refused(place.scene(values), code=1)
         assert "does not hold what was written" in line
         assert "room" in line
