@@ -314,10 +314,10 @@ class _Cutter:
             name: int((label[..., i] == 1).sum()) / count if count else 0.0
             for i, name in enumerate(self.classes)
         }
-        mean: dict[str, float | None] = {}
-        for i, name in enumerate(self.scene.bands):
-            values = pixels[..., i][valid & ~absent[..., i]]
-            mean[name] = float(values.mean(dtype=np.float64)) if values.size else None
+        known = valid[..., None] & ~absent
+        sums = _by_band(np.where(known, pixels, 0), np.float64)
+        means = zip(self.scene.bands, sums, _by_band(known, np.int64), strict=True)
+        mean = {name: float(total / seen) if seen else None for name, total, seen in means}
         return SliceRecord(
             scene=self.id,
             k=k,
@@ -331,6 +331,15 @@ class _Cutter:
             class_fractions=fractions,
             mean=mean,
         )
+
+
+def _by_band(values: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Sums over the pixels of (height, width, bands): whole rows first, since NumPy is slow where
+    a short axis is the last one."""
+    height, width, bands = values.shape
+    rows: npt.NDArray[Any] = values.reshape(height, width * bands).sum(axis=0, dtype=dtype)
+    sums: npt.NDArray[Any] = rows.reshape(width, bands).sum(axis=0)
+    return sums
 
 
 def _blank(

@@ -29,14 +29,16 @@ class ChannelStatistics:
 
     def partial_fit(self, values: npt.NDArray[np.generic]) -> ChannelStatistics:
         """Add observations: (pixels, channels), NaN where a channel was not seen."""
-        pixels: npt.NDArray[np.float64] = values.astype(np.float64)
         other = ChannelStatistics(self.names)
-        seen = np.isfinite(pixels)
+        seen = np.isfinite(values)
         other.counts = seen.sum(axis=0)
-        filled = np.where(seen, pixels, 0.0)
+        filled: npt.NDArray[Any] = values if seen.all() else np.where(seen, values, 0)
         # A channel without observations keeps mean 0; its count says that it means nothing.
-        other.means = filled.sum(axis=0) / np.maximum(other.counts, 1)
-        other._squares = (np.where(seen, pixels - other.means, 0.0) ** 2).sum(axis=0)
+        other.means = filled.sum(axis=0, dtype=np.float64) / np.maximum(other.counts, 1)
+        deviations: npt.NDArray[np.float64] = filled - other.means
+        if filled is not values:
+            deviations[~seen] = 0.0
+        other._squares = np.einsum("ij,ij->j", deviations, deviations)
         return self.merge(other)
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:

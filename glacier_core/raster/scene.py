@@ -300,7 +300,10 @@ class Scene:
         ]
         for value in set().union(*fills):
             holders = [value in fill for fill in fills]
-            absent |= (pixels == value) & holders if not all(holders) else pixels == value
+            same = pixels == value
+            if not all(holders):
+                same &= holders
+            absent |= same
         return absent
 
     def seen(
@@ -351,9 +354,10 @@ def unseen_values(values: npt.NDArray[np.generic], nodata: float | None) -> npt.
         values: any shape, any dtype.
         nodata: the band's nodata value, None where it has none.
     """
-    unseen = (
-        ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    unseen: npt.NDArray[np.bool_] = (
+        np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
     )
+    np.logical_not(unseen, out=unseen)
     if nodata is not None:
         unseen |= values == nodata
     return unseen

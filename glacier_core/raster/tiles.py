@@ -15,11 +15,11 @@ from glacier_core.raster.scene import Scene
 _STRIP_BYTES = 180 * 2**20
 # Arrays as small as this are used again from memory that is at hand; larger ones come from the
 # system, which takes as long as to copy them.
-_PIECE_BYTES = 24 * 2**20
+_PIECE_BYTES = 16 * 2**20
 
 
 def pieces(scene: Scene, first: int, last: int) -> Iterator[Window]:
-    """Rows `first` to `last` of a scene in windows of whole blocks of its file, of some 24 MB.
+    """Rows `first` to `last` of a scene in windows of whole blocks of its file, of some 16 MB.
 
     Args:
         scene: an open one.
