@@ -179,7 +179,7 @@ def read_channels(
     channels: Sequence[str],
     window: Window | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Channels by name from stored bands, float32, NaN where unseen.
+    """Channels by name from stored bands, float32, NaN where unseen; not to be written to.
 
     Args:
         stored: (height, width, bands).
@@ -189,7 +189,10 @@ def read_channels(
     """
     part = stored if window is None else stored[window.slices]
     positions = [scene.bands.index(name) for name in channels]
-    chosen = part[..., positions].astype(np.float32, copy=False)
+    first, last = positions[0], positions[-1] + 1
+    # In the order of the file, which is the usual one, nothing is copied here.
+    beside = positions == list(range(first, last))
+    chosen = part[..., slice(first, last) if beside else positions].astype(np.float32, copy=False)
     # Slices of floats hold NaN wherever a band was not seen; see `slice_scene`.
     if part.dtype.kind != "f":
         for i, position in enumerate(positions):

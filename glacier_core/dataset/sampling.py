@@ -48,9 +48,10 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
         # With quarter turns, one flip reaches all eight symmetries of the square already.
         if self._augment.flips and not self._augment.quarter_turns and random.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
+        # Copies: what was read may be the file itself.
         return (
-            torch.from_numpy(np.ascontiguousarray(image)),
-            torch.from_numpy(np.ascontiguousarray(label)),
+            torch.from_numpy(np.array(image, order="C")),
+            torch.from_numpy(np.array(label, order="C")),
         )
 
     def batch(self, crops: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
