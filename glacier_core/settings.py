@@ -176,9 +176,30 @@ class TrackingConf(Checked):
     model_name: str
 
 
+LOSS_TERMS = ("dice", "tversky", "cross_entropy", "focal", "lovasz", "boundary")
+
+
+def loss_terms(text: str) -> dict[str, float]:
+    """Terms of a loss and their factors, from for example `dice+0.5*boundary`.
+
+    Raises:
+        ValueError: it is no such sum.
+    """
+    terms: dict[str, float] = {}
+    for part in text.replace(" ", "").split("+"):
+        found = re.fullmatch(r"(?:([\d.]+)\*)?(\w+)", part)
+        factor, name = found.groups() if found else (None, part)
+        if name not in LOSS_TERMS or name in terms or float(factor or 1) <= 0:
+            raise ValueError(
+                f"{part!r}: expected each once of {', '.join(LOSS_TERMS)}, as in a+0.5*b"
+            )
+        terms[name] = float(factor or 1)
+    return terms
+
+
 class TrainConf(Checked):
     model: ModelConf
-    loss: Literal["dice", "cross_entropy", "dice+cross_entropy"]
+    loss: str
     optimizer: Literal["adam", "adamw"]
     schedule: Literal["none", "cosine", "step", "plateau"]
     augment: AugmentConf
@@ -186,6 +207,12 @@ class TrainConf(Checked):
     precision: Literal["auto", "float32", "bfloat16"]
     compile: bool
     tracking: TrackingConf
+
+    @field_validator("loss")
+    @classmethod
+    def _sum_of_terms(cls, value: str) -> str:
+        loss_terms(value)
+        return value
 
 
 # --- conf/maps.yaml: what to map, and what to compare ----------------------------------------

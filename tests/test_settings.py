@@ -120,7 +120,10 @@ WRONG = [
     (POSTPROCESS, "split", "scenes", "split 'scenes' needs assign"),
     (POSTPROCESS, "assign", {"A": "validation"}, "assign.A: "),
     (POSTPROCESS, "filter.splits", ["train", "val"], "filter.splits.1: "),
-    (TRAIN, "loss", "focal", "loss: "),
+    (TRAIN, "loss", "dicey", "loss: 'dicey': expected each once of dice, "),
+    (TRAIN, "loss", "dice+dice", "loss: 'dice': expected each once"),
+    (TRAIN, "loss", "dice+0*focal", "loss: '0*focal': expected"),
+    (TRAIN, "loss", "dice+1..5*focal", "loss: "),
     (TRAIN, "augment.rotate", True, "augment.rotate: unknown key"),
 ]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glacier_core.dataset.slicing import IGNORED
+from glacier_core.settings import loss_terms
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Total = Callable[[Tensor], Tensor]
@@ -16,6 +17,12 @@ Total = Callable[[Tensor], Tensor]
 
 Each of them calls it equally often, whatever its pixels are.
 """
+
+_MISSED = (
+    0.7  # beta of Salehi et al. 2017: what a missed pixel costs, and 0.3 what a false one does
+)
+_FOCUS = 2.0  # gamma of Lin et al. 2017
+_BORDER_PIXELS = 2
 
 
 def alone(x: Tensor) -> Tensor:
@@ -38,11 +45,7 @@ def dice_loss(
     Returns:
         A scalar in [0, 1]; 0 (with gradient 0) where no pixel is valid.
     """
-    classes = logits.shape[1]
-    valid = target != IGNORED
-    probability = logits.softmax(dim=1).movedim(1, -1)[valid]  # (valid pixels, classes)
-    truth = F.one_hot(target[valid].long(), classes).to(probability.dtype)
-    truth = truth * (1 - smoothing) + smoothing / classes
+    probability, truth = _at_valid_pixels(logits, target, smoothing)
     overlap, size = total(
         torch.stack([(probability * truth).sum(dim=0), (probability + truth).sum(dim=0)])
     )
@@ -51,6 +54,29 @@ def dice_loss(
     loss = ((1 - dice) * weights).sum() / weights.sum()
     seen = size.detach().sum() > 0
     result: Tensor = loss * seen
+    return result
+
+
+def tversky_loss(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, total: Total
+) -> Tensor:
+    """As `dice_loss`, but what is missed costs more than what is found too much.
+
+    Salehi et al. 2017, with their best beta.
+    """
+    probability, truth = _at_valid_pixels(logits, target, smoothing)
+    overlap, missed, extra = total(
+        torch.stack(
+            [
+                (probability * truth).sum(dim=0),
+                ((1 - probability) * truth).sum(dim=0),
+                (probability * (1 - truth)).sum(dim=0),
+            ]
+        )
+    )
+    index = (overlap + 0.5) / (overlap + _MISSED * missed + (1 - _MISSED) * extra + 0.5)
+    seen = (overlap + missed).detach().sum() > 0
+    result: Tensor = ((1 - index) * weights).sum() / weights.sum() * seen
     return result
 
 
@@ -66,6 +92,113 @@ def cross_entropy_loss(
         label_smoothing=smoothing,
         reduction="sum",
     )
+    return _weighted_mean(here, target, weights, total)
+
+
+def focal_loss(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, total: Total
+) -> Tensor:
+    """Cross-entropy that counts pixels the less, the surer they are right.
+
+    Lin et al. 2017, with their gamma. Labels are not smoothed: what is certain does not count.
+    """
+    del smoothing
+    each = F.cross_entropy(
+        logits,
+        target.long(),
+        weights,
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    known = torch.where(target == IGNORED, 0, target).long()
+    right = logits.softmax(dim=1).gather(1, known[:, None])[:, 0]
+    return _weighted_mean(((1 - right) ** _FOCUS * each).sum(), target, weights, total)
+
+
+def lovasz_loss(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, total: Total
+) -> Tensor:
+    """Lovász-softmax (Berman et al. 2018): what IoU itself loses, made continuous.
+
+    By image and class, over the classes that an image holds, weighted; labels are not smoothed.
+    """
+    del smoothing
+    probability = logits.softmax(dim=1)
+    lost, weight = logits.sum() * 0, logits.new_zeros(())
+    for said, truth in zip(probability, target, strict=True):
+        valid = truth != IGNORED
+        for number in truth[valid].unique().tolist():
+            foreground = (truth[valid] == number).to(said.dtype)
+            error, order = (foreground - said[number][valid]).abs().sort(descending=True)
+            lost = lost + weights[number] * (error @ _jaccard_steps(foreground[order]))
+            weight = weight + weights[number]
+    lost, weight = total(torch.stack([lost, weight]))
+    mean: Tensor = lost / (weight + (weight == 0))
+    return mean
+
+
+def _jaccard_steps(foreground: Tensor) -> Tensor:
+    """How much each further error costs of the IoU, the worst first."""
+    count = foreground.sum()
+    overlap = count - foreground.cumsum(0)
+    union = count + (1 - foreground).cumsum(0)
+    cost = 1 - overlap / union
+    return torch.cat([cost[:1], cost[1:] - cost[:-1]])
+
+
+def boundary_loss(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, total: Total
+) -> Tensor:
+    """One less the F1 score of borders (Bokhovkin and Burnaev 2019), weighted by class.
+
+    A border is found if it lies within `_BORDER_PIXELS` of a true one. Between seen and ignored
+    pixels there is no border, and labels are not smoothed.
+    """
+    del smoothing
+    valid = (target != IGNORED)[:, None]
+    known = torch.where(target == IGNORED, 0, target).long()
+    truth = F.one_hot(known, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    said, truth = _border(logits.softmax(dim=1), valid), _border(truth, valid)
+    near_said, near_truth = _widened(said) * valid, _widened(truth) * valid
+    axes = (0, 2, 3)
+    right, found, said_all, truth_all = total(
+        torch.stack(
+            [
+                (said * near_truth).sum(axes),
+                (truth * near_said).sum(axes),
+                said.sum(axes),
+                truth.sum(axes),
+            ]
+        )
+    )
+    # Half a pixel's worth in each: a class without a border costs nothing.
+    precision, recall = (right + 0.5) / (said_all + 0.5), (found + 0.5) / (truth_all + 0.5)
+    score = 2 * precision * recall / (precision + recall)
+    result: Tensor = ((1 - score) * weights).sum() / weights.sum()
+    return result
+
+
+def _border(inside: Tensor, valid: Tensor) -> Tensor:
+    """How much each valid pixel belongs to a class and has a neighbour that does not."""
+    outside = (1 - inside) * valid
+    return (F.max_pool2d(outside, 3, 1, 1) - outside) * valid
+
+
+def _widened(border: Tensor) -> Tensor:
+    return F.max_pool2d(border, 2 * _BORDER_PIXELS + 1, 1, _BORDER_PIXELS)
+
+
+def _at_valid_pixels(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Probability and truth of the pixels that were seen, both (valid pixels, classes)."""
+    classes = logits.shape[1]
+    valid = target != IGNORED
+    probability = logits.softmax(dim=1).movedim(1, -1)[valid]
+    truth = F.one_hot(target[valid].long(), classes).to(probability.dtype)
+    return probability, truth * (1 - smoothing) + smoothing / classes
+
+
+def _weighted_mean(here: Tensor, target: Tensor, weights: Tensor, total: Total) -> Tensor:
+    """A sum over this process's valid pixels, by the weight of those of all processes."""
     # Not `weights[...]` of a missing pixel, which has no class.
     weighed = weights[target[target != IGNORED].long()].sum()
     summed, weight = total(torch.stack([here, weighed]))
@@ -74,7 +207,14 @@ def cross_entropy_loss(
     return mean
 
 
-LOSSES = {"dice": dice_loss, "cross_entropy": cross_entropy_loss}
+LOSSES = {
+    "dice": dice_loss,
+    "tversky": tversky_loss,
+    "cross_entropy": cross_entropy_loss,
+    "focal": focal_loss,
+    "lovasz": lovasz_loss,
+    "boundary": boundary_loss,
+}
 
 
 def make_loss(
@@ -84,21 +224,21 @@ def make_loss(
     device: torch.device,
     total: Total = alone,
 ) -> Loss:
-    """The loss of conf/train.yaml: one of `LOSSES`, or several joined by `+` (their sum).
+    """The loss of conf/train.yaml, a weighted sum.
 
     Args:
-        name: for example `dice` or `dice+cross_entropy`.
+        name: terms of `LOSSES` joined by `+`, each with a factor or without: `dice+0.5*boundary`.
         weights: by class number, background first.
         smoothing: see `dice_loss`.
         device: where logits will be.
         total: see `Total`.
     """
-    parts = [LOSSES[part] for part in name.split("+")]
+    terms = [(LOSSES[term], factor) for term, factor in loss_terms(name).items()]
     weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
-        each = [part(logits, target, weight, smoothing, total) for part in parts]
+        each = [factor * term(logits, target, weight, smoothing, total) for term, factor in terms]
         return torch.stack(each).sum()
 
     return loss
