@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from glacier_core.config import Project
+from glacier_core.dataset.sampling import Crops
 from glacier_core.memory import keep_freed_memory
 from glacier_core.model import training
 from glacier_core.model.checkpoints import Row
@@ -33,29 +32,27 @@ class _Speeds:
     def end(self, error: BaseException | None) -> None: ...
 
 
-class _FromMemory:
-    """Takes the place of the data loader: the same number of batches, read before the start."""
+class _FromMemory(Crops):
+    """Crops that were read before the start, in batches that were put together then."""
 
     served = 0
 
-    def __init__(self, crops: Any, *, batch_sampler: Any, **_: Any) -> None:
-        self._sampler = batch_sampler
-        batch_size = max(batch_sampler.lengths)
-        keys = [(0, number % len(crops)) for number in range(_BATCHES * batch_size)]
-        samples = [crops[key] for key in keys]
-        self._batches = [
-            default_collate(samples[i : i + batch_size]) for i in range(0, len(keys), batch_size)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        size = args[1].batch_size
+        keys = [(0, number % len(self)) for number in range(_BATCHES * size)]
+        samples = [super(_FromMemory, self).__getitem__(key) for key in keys]
+        self._read = [
+            super(_FromMemory, self).batch(samples[i : i + size]) for i in range(0, len(keys), size)
         ]
 
-    def __len__(self) -> int:
-        return len(self._sampler)
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return key
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, keys in enumerate(self._sampler):
-            image, label = self._batches[number % len(self._batches)]
-            count = len(keys)
-            _FromMemory.served += 1
-            yield image[:count], label[:count]
+    def batch(self, crops: list[Any]) -> tuple[Tensor, Tensor]:
+        image, label = self._read[_FromMemory.served % _BATCHES]
+        _FromMemory.served += 1
+        return image[: len(crops)], label[: len(crops)]
 
 
 def train(project: str, from_memory: bool) -> dict[str, Any]:
@@ -69,11 +66,11 @@ def train(project: str, from_memory: bool) -> dict[str, Any]:
     place = Project(Path(project))
     shutil.rmtree(place.run_folder, ignore_errors=True)
     if from_memory:
-        vars(training)["DataLoader"] = _FromMemory
+        vars(training)["Crops"] = _FromMemory
     speeds = _Speeds()
     training.train(place, [speeds])
     if from_memory and not _FromMemory.served:
-        raise RuntimeError("the training does not take its batches from DataLoader any more")
+        raise RuntimeError("the training does not take its batches from Crops any more")
     rate = sum(speeds.found[1:]) / len(speeds.found[1:])
     return {"images_per_second": rate, "epochs": len(speeds.found)}
 

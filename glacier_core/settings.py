@@ -327,7 +327,7 @@ class TrainParams(Checked):
     gain: NonNegative
     offset: NonNegative
     clip_gradient: Positive
-    loader_workers: Annotated[int, Field(ge=0)]
+    loader_threads: Annotated[int, Field(ge=0)]
 
     @field_validator("class_weights")
     @classmethod

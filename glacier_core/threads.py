@@ -36,13 +36,20 @@ def thread_count() -> int:
     return int(wanted)
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], count: int | None = None
+) -> Iterator[Result]:
     """Results in the order of `items`, which are taken only a few ahead of what is done.
 
     For functions that leave Python's lock, as those of NumPy, GDAL and files do. If one fails, what
     is under way is ended before the error goes on.
+
+    Args:
+        function: of an item.
+        items: to work on.
+        count: threads, and one less than the items that are under way; None for `thread_count`.
     """
-    count = thread_count()
+    count = count or thread_count()
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(count) as pool:
         try:

@@ -224,7 +224,7 @@ def copy_settings(root: Path) -> None:
             "train.crop_size": 16,
             "train.depth": 2,
             "train.base_channels": 4,
-            "train.loader_workers": 0,
+            "train.loader_threads": 0,
             "evaluate.forest": {"trees": 3, "depth": 4, "sample_pixels": 500},
         },
     )

@@ -65,7 +65,7 @@ PARAMS: dict[str, Any] = {
         "base_channels": 4,
         "dropout": 0.2,
         "patience": 50,
-        "loader_workers": 0,
+        "loader_threads": 0,
     },
     "evaluate": {"examples": 2, "forest": {"trees": 4, "depth": 5, "sample_pixels": 600}},
 }

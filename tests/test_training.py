@@ -190,11 +190,11 @@ def test_one_seed_gives_one_result_and_another_seed_another(make: Make) -> None:
     assert weights(trained(Project(other.root))) != weights(first)
 
 
-def test_the_number_of_loader_processes_does_not_matter(make: Make) -> None:
-    """Several epochs, with dropout: processes that live on must draw what new ones draw."""
-    expected = contents(trained(make(epochs=4, dropout=0.4, loader_workers=0)))
+def test_the_number_of_loader_threads_does_not_matter(make: Make) -> None:
+    """Several epochs, with dropout: reading ahead must not draw from what dropout draws from."""
+    expected = contents(trained(make(epochs=4, dropout=0.4, loader_threads=0)))
     for workers in (1, 2):
-        project = trained(make(epochs=4, dropout=0.4, loader_workers=workers))
+        project = trained(make(epochs=4, dropout=0.4, loader_threads=workers))
         assert contents(project) == expected
 
 
@@ -592,13 +592,13 @@ def test_other_settings_start_afresh(make: Make) -> None:
     assert steps == [1, 2, 3, 4]
 
 
-def test_other_loader_processes_go_on_with_the_same_training(make: Make) -> None:
+def test_other_loader_threads_go_on_with_the_same_training(make: Make) -> None:
     expected = contents(trained(make(epochs=4)))
     project = make(epochs=4)
     with pytest.raises(Stopped):
         train(project, [stop_at(2)])
     watch = Watch(lambda _: None)
-    project = with_params(project, loader_workers=1)
+    project = with_params(project, loader_threads=1)
     train(project, [watch])
     assert len(watch.past) == 2
     assert contents(project) == expected
@@ -614,7 +614,7 @@ def epochs_done(project: Project) -> int:
 
 
 def test_a_killed_training_ends_with_the_bytes_of_one_that_was_not(make: Make) -> None:
-    settings = {"epochs": 12, "dropout": 0.3, "loader_workers": 1}
+    settings = {"epochs": 12, "dropout": 0.3, "loader_threads": 1}
     expected = trained(make(**settings))
     project = make(**settings)
     process = subprocess.Popen(

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
         "crops_per_slice": 1,
         "base_channels": 4,
         "depth": 2,
-        "loader_workers": 0,
+        "loader_threads": 0,
     },
     "evaluate": {"examples": 1, "forest": {"trees": 5, "depth": 6, "sample_pixels": 3000}},
 }

@@ -36,7 +36,7 @@ _TINY: dict[str, Any] = {
     "postprocess": {"min_class_fraction": {"clean_ice": 0.0, "debris": 0.0}},
     "train": {
         "epochs": 1, "patience": 1, "crop_size": 64, "batch_size": 8, "depth": 1,
-        "base_channels": 4, "loader_workers": 0,
+        "base_channels": 4, "loader_threads": 0,
     },
     "evaluate": {"examples": 0, "forest": {"trees": 2, "depth": 3, "sample_pixels": 1000}},
     "map": {"window": 128, "overlap": 32},

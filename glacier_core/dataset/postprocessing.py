@@ -28,7 +28,7 @@ from glacier_core.dataset.statistics import ChannelStatistics, require_observed
 from glacier_core.errors import InputError
 from glacier_core.files import link_or_copy, whole_file, whole_folder, write_json
 from glacier_core.labels.inventory import read_vector
-from glacier_core.labels.masking import read_metadata
+from glacier_core.labels.metadata import read_metadata
 from glacier_core.settings import SPLITS, PostprocessConf, PostprocessParams
 from glacier_core.threads import in_threads
 

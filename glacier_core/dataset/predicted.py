@@ -9,7 +9,7 @@ import numpy as np
 from glacier_core.config import Project
 from glacier_core.dataset.loading import Sample
 from glacier_core.dataset.slicing import IGNORED
-from glacier_core.labels.masking import read_metadata
+from glacier_core.labels.metadata import read_metadata
 from glacier_core.raster.grid import first_cover
 
 

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import default_collate
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.raster.grid import Window
 from glacier_core.settings import AugmentConf, TrainParams
 
 
-class Crops(TorchDataset[tuple[Tensor, Tensor]]):
+class Crops:
     """Random crops of the training slices, each a function of (seed, epoch, number) alone.
 
-    So the result depends neither on the number of loader processes nor on a restart.
+    So the result depends neither on the number of threads nor on a restart.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
         return Window(row, col, self._size, self._size)
 
 
-class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+class ShuffledBatches:
     """Batches of (epoch, number) of crops: all of the current epoch, in an order of its own.
 
     Args:

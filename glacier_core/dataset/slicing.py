@@ -18,7 +18,7 @@ from tqdm import tqdm
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import save_array, whole_folder
-from glacier_core.labels.masking import read_metadata
+from glacier_core.labels.metadata import read_metadata
 from glacier_core.raster.grid import Grid, Window, tile_windows
 from glacier_core.raster.scene import Scene
 from glacier_core.raster.tiles import read_tiles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from glacier_core.errors import InputError
 from glacier_core.files import array_by_rows, whole_folder
 from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import Outlines, outlines_for
+from glacier_core.labels.metadata import write_metadata
 from glacier_core.labels.predicted import PredictedLabels, how_to_remove, predicted_for
 from glacier_core.labels.review import Corrections, reviews_for
 from glacier_core.raster.grid import Grid, Window
@@ -110,10 +110,7 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
         row = _metadata(project, scene_id, grid, outlines, pixels, km2)
         row |= {"reviews": len(reviews), "reviewed_km2": round(reviewed_km2, 6)}
         row |= {"predicted": str(by or ""), "predicted_km2": round(predicted_km2, 6)}
-        with (folder / "mask_metadata.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            writer.writeheader()
-            writer.writerow(row)
+        write_metadata(folder, row)
     for k, name in enumerate(conf.classes):
         chosen = outlines[name]
         logger.info(
@@ -133,21 +130,6 @@ def mask_scene(project: Project, scene_id: str) -> dict[str, object]:
     if by is not None:
         logger.info("%s: %.2f km² labelled by the model alone, %s", scene_id, predicted_km2, by)
     return row
-
-
-def read_metadata(folder: Path) -> dict[str, str]:
-    """The row of a scene's `mask_metadata.csv`.
-
-    Raises:
-        InputError: the scene is not masked yet.
-    """
-    try:
-        with (folder / "mask_metadata.csv").open(newline="") as file:
-            return next(csv.DictReader(file))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder / 'mask_metadata.csv'}: no such file; run `glacier mask` first"
-        ) from None
 
 
 def _check_people_first(

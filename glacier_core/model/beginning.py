@@ -29,7 +29,7 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         )
     settings = {
         "seed": project.params.seed,
-        "params": params.model_dump(exclude={"run_name", "loader_workers"}),
+        "params": params.model_dump(exclude={"run_name", "loader_threads"}),
         "conf": conf.model_dump(exclude={"tracking"}),
         "dataset": dataset.fingerprint,
     }

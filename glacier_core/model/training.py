@@ -7,13 +7,12 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from glacier_core.config import Project
@@ -44,6 +43,7 @@ from glacier_core.model.predictor import (
 from glacier_core.model.schedule import learning_rate
 from glacier_core.model.scoring import predict_split
 from glacier_core.model.unet import GlacierModel, compiled
+from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -114,22 +114,31 @@ class _Trainer:
             processes.total,
         )
         size = self.params.crop_size or project.params.slice.size
-        crops = Crops(dataset, self.params, self.conf.augment, size, self.seed)
+        self.crops = Crops(dataset, self.params, self.conf.augment, size, self.seed)
         self.sampler = ShuffledBatches(
-            len(crops), self.params.batch_size, processes.part, self.seed
-        )
-        self.loader = DataLoader(
-            crops,
-            batch_sampler=self.sampler,
-            collate_fn=crops.batch,
-            num_workers=self.params.loader_workers,
-            persistent_workers=self.params.loader_workers > 0,
-            pin_memory=self.device.type == "cuda",
-            # Its own: drawing from the one that dropout uses, once for processes that live on and
-            # once an epoch for others, the number of processes or a restart would change results.
-            generator=torch.Generator(),
+            len(self.crops), self.params.batch_size, processes.part, self.seed
         )
         self.state = State()
+
+    def _read(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """A batch of crops; pinned for a GPU, which then fetches it while it works."""
+        image, label = self.crops.batch([self.crops[key] for key in keys])
+        if self.device.type == "cuda":
+            image, label = image.pin_memory(), label.pin_memory()
+        return image, label
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, read ahead.
+
+        By threads: reading and turning leave Python's lock, and between processes each batch would
+        be written to shared memory and read from it once more.
+        """
+        threads = self.params.loader_threads
+        return (
+            in_threads(self._read, self.sampler, threads)
+            if threads
+            else map(self._read, self.sampler)
+        )
 
     def train_epoch(self) -> tuple[float, float]:
         """One pass over the crops; mean loss and images a second."""
@@ -153,11 +162,11 @@ class _Trainer:
             disable=None if self.processes.first else True,
             leave=False,
         )
-        batches = zip(self.sampler.lengths, self.loader, strict=True)
+        batches = zip(self.sampler.lengths, self._batches(), strict=True)
         for step, (length, (image, label)) in enumerate(batches):
             for group in self.optimizer.param_groups:
                 # The middle of the step: the first one of a warm-up is not lost to a rate of 0.
-                moment = epoch + (step + 0.5) / len(self.loader)
+                moment = epoch + (step + 0.5) / len(self.sampler)
                 group["lr"] = learning_rate(self.conf.schedule, self.params, moment, dev)
             x = image.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # channels last
             y = label.to(self.device, non_blocking=True)
