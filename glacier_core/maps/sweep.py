@@ -45,6 +45,12 @@ def _elevation_band(scene: Scene) -> str | None:
     return None if position is None else scene.bands[position]
 
 
+def _rows_ahead(step: int, block: int) -> int:
+    """Rows that are read while the network works: half of what the next strip adds, as all of them
+    would be the larger part of the memory; but no block of the file is decoded twice for it."""
+    return step // 2 // block * block or step
+
+
 class Statistics:
     """Of the whole scene, strip by strip."""
 
@@ -99,7 +105,8 @@ class Sweep:
         size, width = self.rows.parts[0].size, grid.width
         # Rows of a strip, and behind them those that the next one adds: float32 (bands, rows,
         # width), and where nothing was seen, as `Scene.view`.
-        room = size + self.rows.step
+        self.ahead = _rows_ahead(self.rows.step, scene.block[0])
+        room = size + self.ahead
         self.values = np.empty((len(self.bands), room, width), dtype=np.float32)
         self.unseen = np.empty((room, width), dtype=np.uint8)
         parts = 2 if ensemble.members > 1 else 1  # mean, and mean square
@@ -118,7 +125,8 @@ class Sweep:
                 coming.result()
                 if following is not None:
                     start, until = following.inside(height)
-                    coming = self.threads.submit(self._read, last, until, last - first)
+                    middle = min(last + self.ahead, until)
+                    coming = self.threads.submit(self._read, last, middle, last - first)
                 self._predict(part)
                 if written is not None:
                     written.result()
@@ -126,6 +134,7 @@ class Sweep:
                 if following is not None:
                     coming.result()
                     self._advance(start - first)
+                    coming = self.threads.submit(self._read, middle, until, middle - start)
                 bar.update(min(part.stop, height) - bar.n)
             assert written is not None
             written.result()
