@@ -180,11 +180,7 @@ LOSS_TERMS = ("dice", "tversky", "cross_entropy", "focal", "lovasz", "boundary")
 
 
 def loss_terms(text: str) -> dict[str, float]:
-    """Terms of a loss and their factors, from for example `dice+0.5*boundary`.
-
-    Raises:
-        ValueError: it is no such sum.
-    """
+    """Terms of a loss and their factors, from for example `dice+0.5*boundary`; else ValueError."""
     terms: dict[str, float] = {}
     for part in text.replace(" ", "").split("+"):
         found = re.fullmatch(r"(?:([\d.]+)\*)?(\w+)", part)

@@ -219,7 +219,7 @@ def _copy(source: Path, target: Path, **options: object) -> None:
     lock, and GDAL computes overviews in one thread.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _COPYING, source, target, json.dumps(options)],
+        [sys.executable, "-P", "-c", _COPYING, source, target, json.dumps(options)],
         env=os.environ | {"GDAL_CACHEMAX": "64"},  # MB
         stdin=subprocess.DEVNULL,
         capture_output=True,
