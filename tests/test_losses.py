@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glacier_core.model.losses import Loss, make_loss
+from glacier_core.model.losses import LOSSES, Loss, make_loss
+from glacier_core.settings import LOSS_TERMS
 
 SMOOTHED = ["dice", "tversky", "cross_entropy", "dice+cross_entropy"]
 NAMES = [*SMOOTHED, "focal", "lovasz", "boundary", "lovasz+0.5*boundary"]
@@ -245,3 +246,7 @@ def test_where_the_ground_was_not_seen_there_is_no_border() -> None:
     said[:, 10:14] = 0
     target[:, 10:14] = IGNORED
     assert loss_of("boundary")(perfect(said), target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_what_settings_allow_is_what_there_is() -> None:
+    assert set(LOSS_TERMS) == set(LOSSES)

@@ -24,7 +24,7 @@ from shapely.geometry import shape
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
-from glacier_core.labels.burning import Canvas
+from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import extent_text, is_parquet, read_features
 from glacier_core.labels.review import IGNORE, LAYER, finite, laid_on, reviews_folder
 from glacier_core.labels.versioning import give_to_dvc
@@ -96,7 +96,7 @@ def import_review(
         if within is not None:
             ground = read_features(within, _only_layer(within))
             parts = shapely.get_parts(_on_the_scene(within, ground, scene, grid)[0])
-            area = Canvas(parts, np.ones(len(parts), dtype=np.uint8), grid)
+            area = Burner(parts, grid)
         rest = _seen(project, image, area) if whole or area is not None else []
     content = gpd.GeoDataFrame(
         {
@@ -296,14 +296,14 @@ def _check_overlaps(
         )
 
 
-def _seen(project: Project, image: Scene, area: Canvas | None) -> list[Any]:
+def _seen(project: Project, image: Scene, area: Burner | None) -> list[Any]:
     """Polygons of the pixels that the scene saw, as its labels count them; inside an area."""
     grid, size, polygons = image.grid, _SEEN_PIXELS, []
     for row, col in product(range(0, grid.height, size), range(0, grid.width, size)):
         window = Window(row, col, min(size, grid.height - row), min(size, grid.width - col))
         seen = image.view(window, project.postprocess.channels)[1] == 0
         if area is not None:
-            seen &= area.paint(window) == 1
+            seen &= area.burn(window) == 1
         found = rasterio.features.shapes(
             seen.astype(np.uint8), mask=seen, transform=grid.window_transform(window)
         )

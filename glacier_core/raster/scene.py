@@ -290,16 +290,8 @@ class Scene:
             bool (height, width, bands).
         """
         absent = unseen_values(pixels, None)
-        fills = [
-            {
-                value
-                for value in (nodata, 0.0 if name in ZERO_IS_FILL else None)
-                if value is not None
-            }
-            for name, nodata in zip(self.bands, self.nodata, strict=True)
-        ]
-        for value in set().union(*fills):
-            holders = [value in fill for fill in fills]
+        for value in set[float | None]().union(*self._fills):
+            holders = [value in fill for fill in self._fills]
             same = pixels == value
             if not all(holders):
                 same &= holders
