@@ -13,12 +13,12 @@ import yaml
 from pydantic import ValidationError
 
 from glacier_core.errors import InputError
+from glacier_core.params import Params
 from glacier_core.settings import (
     BACKGROUND,
     Checked,
     MapsConf,
     MaskingConf,
-    Params,
     PostprocessConf,
     SceneConf,
     TrainConf,

@@ -1,4 +1,4 @@
-"""The keys of conf/ and params.yaml, with their types and bounds.
+"""The keys of conf/, with their types and bounds; those of params.yaml are in `params`.
 
 `conf/` says what to run on and by which method, `params.yaml` how much. Every key is required
 and written exactly once, in those files: there is no second set of defaults in the code.
@@ -33,7 +33,7 @@ _RESERVED = {BACKGROUND, *"all protocol ignore area gap open change gain loss er
 _PLACE = r"[A-Za-z0-9_][A-Za-z0-9_./-]*"
 
 
-def _named(kind: str, names: Iterable[str], pattern: str = NAME) -> None:
+def check_names(kind: str, names: Iterable[str], pattern: str = NAME) -> None:
     for name in names:
         if not re.fullmatch(pattern, name):
             raise ValueError(
@@ -88,10 +88,10 @@ class MaskingConf(Checked):
             raise ValueError(
                 f"classes must differ, and {', '.join(sorted(_RESERVED))} are words of our own"
             )
-        _named("class", self.classes)
-        _named("scene", self.scenes)
-        _named("simulated", self.simulated)
-        _named("simulated", self.simulated.values(), _PLACE)
+        check_names("class", self.classes)
+        check_names("scene", self.scenes)
+        check_names("simulated", self.simulated)
+        check_names("simulated", self.simulated.values(), _PLACE)
         for name, scene in self.scenes.items():
             if sorted(scene.mask_paths) != sorted(self.classes):
                 raise ValueError(
@@ -134,7 +134,7 @@ class PostprocessConf(Checked):
     @field_validator("statistics_path")
     @classmethod
     def _inside(cls, value: str) -> str:
-        _named("statistics_path", [value], _PLACE)
+        check_names("statistics_path", [value], _PLACE)
         if ".." in Path(value).parts:
             raise ValueError(f"{value} leaves the project's folder")
         return value
@@ -236,8 +236,8 @@ class MapsConf(Checked):
 
     @model_validator(mode="after")
     def _consistent(self) -> MapsConf:
-        _named("scene", self.maps)
-        _named("change", self.changes)
+        check_names("scene", self.maps)
+        check_names("change", self.changes)
         for name, pair in self.changes.items():
             absent = {pair.before, pair.after} - set(self.maps)
             if absent:
@@ -245,153 +245,3 @@ class MapsConf(Checked):
         if self.inventory_id is not None and self.inventory_path is None:
             raise ValueError("inventory_id is a column of inventory_path, which is null")
         return self
-
-
-# --- params.yaml: how much -------------------------------------------------------------------
-
-
-class SimulateParams(Checked):
-    sites: Count
-    size: Annotated[int, Field(ge=128)]
-    dates: Annotated[list[str], Field(min_length=1)]
-
-    @field_validator("dates")
-    @classmethod
-    def _iso(cls, value: list[str]) -> list[str]:
-        for day in value:
-            datetime.date.fromisoformat(day)
-        return value
-
-
-class MaskParams(Checked):
-    year_tolerance: NonNegative
-
-
-class SliceParams(Checked):
-    size: Annotated[int, Field(ge=8)]
-    overlap: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _steps_forward(self) -> SliceParams:
-        if self.overlap >= self.size:
-            raise ValueError(f"overlap {self.overlap} must be smaller than size {self.size}")
-        return self
-
-
-class SplitParams(Checked):
-    train: Fraction
-    dev: Fraction
-    test: Fraction
-
-    @model_validator(mode="after")
-    def _whole(self) -> SplitParams:
-        if abs(self.train + self.dev + self.test - 1) > 1e-6:
-            raise ValueError("train + dev + test must be 1")
-        return self
-
-    def shares(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in SPLITS}
-
-
-class PostprocessParams(Checked):
-    min_class_fraction: dict[str, Fraction]
-    min_valid_fraction: Fraction
-    split: SplitParams
-    block_km: Positive
-    buffer_m: NonNegative
-
-
-class TrainParams(Checked):
-    run_name: str
-    epochs: Count
-    batch_size: Count
-    crops_per_slice: Count
-    crop_size: Count | None
-    learning_rate: Positive
-    weight_decay: NonNegative
-    warmup_epochs: NonNegative
-    step_epochs: Count
-    step_factor: Positive
-    patience: Count
-    depth: Annotated[int, Field(ge=1, le=8)]
-    base_channels: Count
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    class_weights: dict[str, NonNegative]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    l1: NonNegative
-    l2: NonNegative
-    gain: NonNegative
-    offset: NonNegative
-    clip_gradient: Positive
-    loader_threads: Annotated[int, Field(ge=0)]
-
-    @field_validator("class_weights")
-    @classmethod
-    def _some_weight(cls, value: dict[str, float]) -> dict[str, float]:
-        if not any(value.values()):
-            raise ValueError("at least one class needs a weight above 0")
-        return value
-
-    @field_validator("run_name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        _named("run_name", [value])
-        return value
-
-
-class ForestParams(Checked):
-    trees: Count
-    depth: Count
-    sample_pixels: Count
-
-
-class EvaluateParams(Checked):
-    examples: Annotated[int, Field(ge=0)]
-    forest: ForestParams
-
-
-class MapParams(Checked):
-    window: Count
-    overlap: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _steps_forward(self) -> MapParams:
-        if 2 * self.overlap > self.window:
-            raise ValueError(f"overlap {self.overlap} must not exceed half of window {self.window}")
-        return self
-
-
-class OutlinesParams(Checked):
-    min_area_km2: NonNegative
-    min_part_pixels: Annotated[int, Field(ge=0)]
-    gap_pixels: Annotated[int, Field(ge=0)]
-    correlation_m: Positive
-
-
-class PromotionParams(Checked):
-    margin: NonNegative
-    tolerance: NonNegative
-    draws: Count
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-
-
-class LandsatParams(Checked):
-    max_unseen: Fraction
-    max_snow: Fraction
-    max_saturated: Fraction
-    max_drift: Positive
-    self_training_confidence: Annotated[float, Field(ge=0.5, le=1)]
-
-
-class Params(Checked):
-    seed: Annotated[int, Field(ge=0)]
-    simulate: SimulateParams
-    mask: MaskParams
-    slice: SliceParams
-    postprocess: PostprocessParams
-    train: TrainParams
-    evaluate: EvaluateParams
-    map: MapParams
-    outlines: OutlinesParams
-    promotion: PromotionParams
-    landsat: LandsatParams

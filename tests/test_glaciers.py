@@ -32,7 +32,7 @@ from glacier_core.maps.glaciers import (
 )
 from glacier_core.maps.scenemap import UNSEEN
 from glacier_core.maps.specks import without_specks
-from glacier_core.settings import OutlinesParams
+from glacier_core.params import OutlinesParams
 
 HERE = north_up()
 PIXEL_KM2 = 9.007e-4

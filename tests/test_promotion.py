@@ -46,7 +46,7 @@ from glacier_core.model.predictor import ModelDescription, Predictor, save_model
 from glacier_core.model.promotion import promote, rollback
 from glacier_core.model.training import train
 from glacier_core.model.verdict import Decision, judge
-from glacier_core.settings import PromotionParams
+from glacier_core.params import PromotionParams
 
 NAME = "glacier-unet"
 CLASSES = ["background", "clean_ice", "debris"]

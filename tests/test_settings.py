@@ -14,7 +14,8 @@ from dvc.utils.serialize import modify_yaml
 from glacier_core.cli import main
 from glacier_core.config import Project
 from glacier_core.errors import InputError
-from glacier_core.settings import Checked, Params, PostprocessConf, TrainConf
+from glacier_core.params import Params
+from glacier_core.settings import Checked, PostprocessConf, TrainConf
 
 PARAMS, MASKING = "params.yaml", "conf/masking_paths.yaml"
 POSTPROCESS, TRAIN = "conf/postprocess.yaml", "conf/train.yaml"

@@ -29,7 +29,8 @@ from glacier_core.errors import InputError
 from glacier_core.files import link_or_copy, whole_file, whole_folder, write_json
 from glacier_core.labels.inventory import read_vector
 from glacier_core.labels.metadata import read_metadata
-from glacier_core.settings import SPLITS, PostprocessConf, PostprocessParams
+from glacier_core.params import PostprocessParams
+from glacier_core.settings import SPLITS, PostprocessConf
 from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from glacier_core.dataset.loading import Dataset, Sample
+from glacier_core.params import TrainParams
 from glacier_core.raster.grid import Window
-from glacier_core.settings import AugmentConf, TrainParams
+from glacier_core.settings import AugmentConf
 
 
 class Crops:

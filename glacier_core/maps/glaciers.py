@@ -21,8 +21,8 @@ from scipy import ndimage
 from glacier_core.errors import InputError
 from glacier_core.labels.inventory import read_vector, repaired
 from glacier_core.maps.specks import beside
+from glacier_core.params import OutlinesParams
 from glacier_core.raster.grid import Grid, Window
-from glacier_core.settings import OutlinesParams
 from glacier_core.threads import in_threads
 
 logger = logging.getLogger(__name__)

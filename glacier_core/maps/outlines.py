@@ -38,8 +38,8 @@ from glacier_core.maps.scenemap import UNSEEN, About, SceneMap
 from glacier_core.maps.specks import without_specks
 from glacier_core.maps.styles import class_polygon_style, glacier_style
 from glacier_core.maps.vectors import multipolygons, write_also, write_layers
+from glacier_core.params import OutlinesParams
 from glacier_core.raster.grid import Grid
-from glacier_core.settings import OutlinesParams
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from glacier_core.maps.blending import Blend, Part, across
 from glacier_core.maps.ensemble import Ensemble, Probabilities
 from glacier_core.maps.rasters import Layer, MapRasters
 from glacier_core.maps.scenemap import ELEVATION_STEP_M, NO_ELEVATION, UNSEEN
+from glacier_core.params import MapParams
 from glacier_core.raster.bands import find_common
 from glacier_core.raster.scene import COVERED, NO_VALUE, Scene
 from glacier_core.raster.tiles import pieces
-from glacier_core.settings import MapParams
 
 _WRITE_ROWS = 128
 # Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).

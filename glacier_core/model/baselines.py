@@ -10,8 +10,8 @@ from sklearn.ensemble import RandomForestClassifier
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
+from glacier_core.params import ForestParams
 from glacier_core.raster.bands import find_common
-from glacier_core.settings import ForestParams
 
 # Tried on the training split, so that each rule meets the test at its best. NDSI > 0.4 is the
 # classic (Hall et al. 1995), red / SWIR > 2 that of the inventories (Paul et al. 2002).

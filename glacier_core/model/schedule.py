@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from glacier_core.settings import TrainParams
+from glacier_core.params import TrainParams
 
 
 def learning_rate(schedule: str, params: TrainParams, epoch: float, dev: Sequence[float]) -> float:

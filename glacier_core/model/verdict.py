@@ -22,7 +22,7 @@ from glacier_core.model.bootstrap import (
     units_needed,
 )
 from glacier_core.model.figures import COLOURS, save
-from glacier_core.settings import PromotionParams
+from glacier_core.params import PromotionParams
 
 MEAN_ICE = "mean_ice"
 
