@@ -15,7 +15,8 @@ from glacier_core.config import Project, check, read_yaml
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.labels.inventory import read_vector
-from glacier_core.raster.scene import Scene, band_names, date_in, find_scenes
+from glacier_core.raster.bands import band_names
+from glacier_core.raster.scene import Scene, date_in, find_scenes
 from glacier_core.settings import MapsConf, MaskingConf
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def configure(
     for path in scenes:
         if path.stem in entries:
             raise InputError(f"{path}: a second scene named {path.stem}; rename one, names are ids")
-        with Scene(path, names) as scene:  # what cannot be used is refused now
+        with Scene(path, names, channels) as scene:  # what cannot be used is refused now
             scene.positions(channels)
         entries[path.stem] = {
             "img_path": _kept(path, project.root),

@@ -12,8 +12,8 @@ from glacier_core.cli import main
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.labels.masking import mask_scene
-from glacier_core.raster.bands import ETM_STACK
-from glacier_core.raster.scene import band_names, date_in, find_scenes
+from glacier_core.raster.bands import ETM_STACK, band_names
+from glacier_core.raster.scene import date_in, find_scenes
 
 ICE = ["--outlines", "clean_ice=outlines/clean.shp", "--outlines", "debris=outlines/debris.gpkg"]
 

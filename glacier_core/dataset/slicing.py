@@ -191,7 +191,7 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
     conf, scene_conf, params = project.masking, project.scene(scene_id), project.params.slice
     used = project.postprocess.channels
     mask_folder = project.mask_folder(scene_id)
-    with Scene(project.root / scene_conf.img_path, conf.bands) as scene:
+    with Scene(project.root / scene_conf.img_path, conf.bands, used) as scene:
         scene.positions(used)
         grid = scene.grid
         mask = _mapped(mask_folder / f"mask_{scene_id}.npy", grid)

@@ -88,7 +88,8 @@ def import_review(
     day = _review_day(day, scene, conf)
     frame = read_features(file, _chosen_layer(file, layer))
     _check_columns(project, file, frame, scene, conf)
-    with Scene(project.root / conf.img_path, project.masking.bands) as image:
+    used = project.postprocess.channels
+    with Scene(project.root / conf.img_path, project.masking.bands, used) as image:
         grid = image.grid
         shapes, broken = _on_the_scene(file, frame, scene, grid)
         _check_overlaps(file, frame, shapes, grid)

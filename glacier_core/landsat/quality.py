@@ -128,7 +128,7 @@ def check_scene(
     place = place_in(project, path)
     limits, channels = project.params.landsat, project.postprocess.channels
     try:
-        with Scene(path, bands) as scene:
+        with Scene(path, bands, channels) as scene:
             counts, statistics = _counted(scene, channels, _known_ice(project, scene.grid))
     except InputError as error:
         return unusable(name, product, day, error, place)

@@ -82,7 +82,7 @@ def map_command(
     mapped already, by the same model with the same options, is left as it is.
     """
     from glacier_core.maps.mapping import map_scenes
-    from glacier_core.raster.scene import band_names
+    from glacier_core.raster.bands import band_names
 
     done = map_scenes(
         project,

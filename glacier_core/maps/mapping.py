@@ -27,7 +27,6 @@ from glacier_core.maps.styles import write_class_style
 from glacier_core.maps.sweep import Statistics, Sweep, layers
 from glacier_core.memory import return_freed_memory
 from glacier_core.model.opening import open_model
-from glacier_core.raster.bands import how_to_get
 from glacier_core.raster.scene import Scene, date_in, find_scenes
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def map_scenes(
         symmetries=project.maps.symmetries if symmetries is None else symmetries,
     )
     for job in jobs:
-        with Scene(job.path, job.bands, must_be_located=False) as scene:
+        with Scene(job.path, job.bands, ensemble.channels, must_be_located=False) as scene:
             _check_bands(scene, ensemble)
     return [_map_scene(project, job, ensemble, out, again=again) for job in jobs]
 
@@ -137,7 +136,7 @@ def _check_bands(scene: Scene, ensemble: Ensemble) -> None:
         raise InputError(
             f"{scene.path}: has no band {', '.join(missing)}, which {', '.join(ensemble.names)} "
             f"needs; it has {', '.join(scene.bands)}. Map it with a model of its own bands, or "
-            f"name them right with --bands.{how_to_get(missing, scene.bands)}"
+            f"name them right with --bands.{scene.how_to_get(missing)}"
         )
 
 
@@ -175,7 +174,7 @@ def _map_scene(project: Project, job: Job, ensemble: Ensemble, out: Path, *, aga
                 write_json(folder / ABOUT, replace(known, source=job.source).to_json())
             return folder
         with (
-            Scene(job.path, job.bands, must_be_located=False) as scene,
+            Scene(job.path, job.bands, ensemble.channels, must_be_located=False) as scene,
             whole_folder(folder) as beside,
         ):
             kinds = layers(job.name, ensemble, scene)

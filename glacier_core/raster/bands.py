@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,25 @@ TERRAIN = frozenset("elevation elevation_m slope slope_deg".split())
 
 # Common names of the bands that rules need, by the names met in files.
 _COMMON = {
+    "blue": ("B1", "blue", "SR_B2_blue", "S2_B02_blue", "SR_B2"),
     "green": ("B2", "green", "SR_B3_green", "S2_B03_green", "SR_B3"),
     "red": ("B3", "red", "SR_B4_red", "S2_B04_red", "SR_B4"),
     "nir": ("B4", "nir08", "nir", "S2_B08_nir", "SR_B5"),
     "swir1": ("B5", "swir16", "SR_B6_swir1", "S2_SWIR1", "SR_B6"),
+    "thermal": ("B6_VCID_1", "lwir", "lwir11", "ST_B10_thermal", "L8_TIRS_DN", "ST_B6", "ST_B10"),
     "elevation": ("elevation", "elevation_m"),
 }
 
 
-def find_common(names: list[str], common: str) -> int | None:
-    """Position of the band that is `common` (green, red, nir, swir1, elevation) in `names`, or None."""
+def band_names(text: str | None) -> list[str] | None:
+    """Names from `--bands`: a comma-separated list, or `etm15` for the 15-band ETM+ stack."""
+    if text is None:
+        return None
+    return ETM_STACK if text == "etm15" else [name.strip() for name in text.split(",")]
+
+
+def find_common(names: Sequence[str], common: str) -> int | None:
+    """Position in `names` of the band that is `common` (a key of `_COMMON`: green), or None."""
     for name in _COMMON[common]:
         if name in names:
             return names.index(name)

@@ -17,12 +17,12 @@ from rasterio.errors import RasterioError
 
 from glacier_core.errors import InputError
 from glacier_core.raster.bands import (
-    ETM_STACK,
     QUALITY_BANDS,
     ZERO_IS_FILL,
     how_to_get,
     unseen_by_quality,
 )
+from glacier_core.raster.derived import Derived, lacking
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.threads import thread_count
 
@@ -71,26 +71,24 @@ def date_in(name: str) -> str | None:
     return None
 
 
-def band_names(text: str | None) -> list[str] | None:
-    """Names from `--bands`: a comma-separated list, or `etm15` for the 15-band ETM+ stack."""
-    if text is None:
-        return None
-    return ETM_STACK if text == "etm15" else [name.strip() for name in text.split(",")]
-
-
 class Scene:
     """A raster with named bands. A context manager; reads windows, never the whole.
 
     Attributes:
         grid: where its pixels lie.
-        bands: band names in file order.
+        bands: names of its bands in file order, then of the channels that are derived from them.
         dtype: in which slices store it: integers as they are, any float as float32.
         nodata: the value that means "not seen", one a band, None where a band has none.
             NaN always means it.
     """
 
     def __init__(
-        self, path: Path, bands: Sequence[str] | None, *, must_be_located: bool = True
+        self,
+        path: Path,
+        bands: Sequence[str] | None,
+        wanted: Sequence[str] = (),
+        *,
+        must_be_located: bool = True,
     ) -> None:
         """Open and check a scene.
 
@@ -98,6 +96,8 @@ class Scene:
             path: any raster GDAL reads.
             bands: names in file order for files whose bands have no descriptions; None to
                 take the file's own.
+            wanted: channels that will be asked for: what is no band is derived, where it can be
+                (`derived.DERIVED`), and counts as a band from here on.
             must_be_located: refuse a file without CRS.
 
         Raises:
@@ -115,12 +115,12 @@ class Scene:
             reason = "no such file" if not path.exists() else str(error)
             raise InputError(f"{path}: cannot be opened as an image ({reason})") from error
         try:
-            self._describe(bands)
+            self._describe(bands, wanted)
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, bands: Sequence[str] | None) -> None:
+    def _describe(self, bands: Sequence[str] | None, wanted: Sequence[str]) -> None:
         dataset = self._dataset
         self.grid = Grid.of(dataset)
         if self._must_be_located:
@@ -174,6 +174,13 @@ class Scene:
             {0.0, value} if name in ZERO_IS_FILL and value is not None else {value} - {None}
             for name, value in zip(self.bands, self.nodata, strict=True)
         ]
+        self._scaling = list(zip(dataset.scales, dataset.offsets, strict=True))
+        self._derived = Derived(wanted, self.bands, self.grid)
+        if self._derived.names:
+            self.bands = [*self.bands, *self._derived.names]
+            self.nodata += [None] * len(self._derived.names)
+            self._fills += [set() for _ in self._derived.names]
+            self.dtype = np.dtype(np.float32)
 
     def positions(self, names: Sequence[str]) -> list[int]:
         """Positions of bands by name, counted from 0.
@@ -185,9 +192,13 @@ class Scene:
         if missing:
             raise InputError(
                 f"{self.path}: has no band {', '.join(missing)}; it has {', '.join(self.bands)}. "
-                f"Channels are chosen in conf/postprocess.yaml.{how_to_get(missing, self.bands)}"
+                f"Channels are chosen in conf/postprocess.yaml.{self.how_to_get(missing)}"
             )
         return [self.bands.index(name) for name in names]
+
+    def how_to_get(self, missing: Sequence[str]) -> str:
+        """What to do about channels that it lacks; sentences for the end of a message, or none."""
+        return lacking(missing, self.bands) + how_to_get(missing, self.bands)
 
     def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
         """Every band of a window, exactly as stored.
@@ -260,6 +271,35 @@ class Scene:
         return unseen
 
     def _load_into(
+        self, stack: npt.NDArray[np.generic], window: Window, positions: Sequence[int]
+    ) -> None:
+        """Bands and derived channels (bands, height, width), these last."""
+        held = [position for position in positions if position < self._dataset.count]
+        derived = [self.bands[position] for position in positions[len(held) :]]
+        if held:
+            self._decode_into(stack[: len(held)], window, held)
+        if derived:
+            found = self._derived.work_out(derived, window, self._in_units)
+            for layer, values in zip(stack[len(held) :], found, strict=True):
+                layer[...] = values
+
+    def _in_units(self, window: Window, positions: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Bands in the units that the file declares (GDAL's scale and offset), NaN where unseen."""
+        order = sorted(positions)
+        stack = np.empty((len(order), window.height, window.width), dtype=np.float32)
+        self._decode_into(stack, window, order)
+        found = []
+        for position in positions:
+            layer = stack[order.index(position)]
+            absent = self._absent_in(layer, position)
+            scale, offset = self._scaling[position]
+            if (scale, offset) != (1, 0):
+                layer = layer * np.float32(scale) + np.float32(offset)
+            layer[absent] = np.nan
+            found.append(layer)
+        return found
+
+    def _decode_into(
         self, stack: npt.NDArray[np.generic], window: Window, positions: Sequence[int]
     ) -> None:
         target = rasterio.windows.Window(window.col, window.row, window.width, window.height)

@@ -1,0 +1,280 @@
+"""Derived channels: worked out from bands and DEM, the same however a scene is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from conftest import edit_yaml, glacier, make_project, make_scene, north_up
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from glacier_core.dataset.loading import Dataset
+from glacier_core.dataset.slicing import SlicedScene
+from glacier_core.errors import InputError
+from glacier_core.maps.scenemap import SceneMap
+from glacier_core.raster.derived import DERIVED, SCALES_M
+from glacier_core.raster.grid import Window
+from glacier_core.raster.scene import NO_VALUE, Scene
+
+SHAPE = (90, 110)
+BANDS = ["blue", "green", "red", "nir", "swir16", "lwir", "elevation"]
+Layer = NDArray[np.float32]
+
+
+def hills(seed: int = 0, shape: tuple[int, int] = SHAPE) -> Layer:
+    """Heights with valleys of 1 to 2 km, metres."""
+    row, col = np.mgrid[: shape[0], : shape[1]] * 30.0
+    a, b = np.random.default_rng(seed).uniform(0, 6, 2)
+    return np.float32(4500 + 300 * np.sin(row / 400 + a) + 250 * np.cos(col / 300 + b) + row / 20)
+
+
+def stacked(path: Path, shape: tuple[int, int] = SHAPE, **layers: Layer | float) -> Path:
+    """A scene of reflective bands, temperatures and heights, some of them given."""
+    random = np.random.default_rng(1)
+    values = dict.fromkeys(BANDS, 0.0) | {
+        name: random.uniform(0.02, 0.8, shape) for name in BANDS[:5]
+    }
+    values |= {"elevation": hills(shape=shape), "lwir": random.uniform(250, 290, shape)} | layers
+    content = np.stack([np.broadcast_to(np.float32(v), shape) for v in values.values()])
+    return make_scene(path, bands=list(values), values=content, nodata=float("nan"))
+
+
+def channel(path: Path, name: str) -> Layer:
+    """A derived channel of a whole scene."""
+    with Scene(path, None, [name]) as scene:
+        assert name in scene.bands
+        return scene.view(scene.grid.window, [name])[0][0]
+
+
+# --- what they say ---------------------------------------------------------------------------
+
+
+def test_indices_are_of_the_bands_that_go_by_these_names(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "s.tif", green=0.6, swir16=0.2, nir=0.3, red=0.1, blue=0.2)
+    expected = {"ndsi": 0.5, "ndvi": 0.5, "ndwi": 1 / 3} | {
+        "nir_swir": np.log(1.5), "red_swir": np.log(0.5), "blue_red": np.log(2),
+    }  # fmt: skip
+    for name, value in expected.items():
+        np.testing.assert_allclose(channel(path, name), value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["ndsi", "red_swir"])
+def test_of_darkness_an_index_says_nothing_but_the_ground_was_seen(
+    tmp_path: Path, name: str
+) -> None:
+    path = stacked(tmp_path / "s.tif", green=0.0, swir16=0.0, red=-0.01)
+    assert (channel(path, name) == 0).all()
+
+
+def test_a_files_scale_and_offset_are_heeded(tmp_path: Path) -> None:
+    path = make_scene(tmp_path / "s.tif", bands=["green", "swir16"], dtype="uint16",
+                      values=np.stack([np.full((8, 8), 29_000), np.full((8, 8), 10_000)]))  # fmt: skip
+    # Collection 2 surface reflectance: an index of the numbers themselves would be far too small.
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (2.75e-5,) * 2, (-0.2,) * 2
+    green, swir = 29_000 * 2.75e-5 - 0.2, 10_000 * 2.75e-5 - 0.2
+    np.testing.assert_allclose(channel(path, "ndsi"), (green - swir) / (green + swir), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("east", "north"), [(0.5, 0.0), (-0.3, 0.0), (0.0, 0.4), (0.0, -0.2), (0.3, 0.4)]
+)
+def test_a_plane_faces_downhill_and_lies_at_the_height_around_it(
+    tmp_path: Path, east: float, north: float
+) -> None:
+    row, col = np.mgrid[: SHAPE[0], : SHAPE[1]] * 30.0
+    # Rows go south: a height that rises to the north falls with the row.
+    path = stacked(tmp_path / "s.tif", elevation=np.float32(4000 + east * col - north * row))
+    steep = np.hypot(east, north)
+    # UTM's north is not the true one, which slopes are told by: half a degree here.
+    near = {"rtol": 0, "atol": 0.02}
+    np.testing.assert_allclose(channel(path, "steepness"), np.degrees(np.arctan(steep)), rtol=2e-3)
+    np.testing.assert_allclose(channel(path, "eastness"), -east / steep, **near)
+    np.testing.assert_allclose(channel(path, "northness"), -north / steep, **near)
+    inside = slice(20, -20), slice(20, -20)
+    for name in ("position_100m", "position_500m", "curvature_plan", "curvature_profile"):
+        np.testing.assert_allclose(channel(path, name)[inside], 0, atol=2e-3, err_msg=name)
+    assert np.ptp(channel(path, "steepness_100m")[inside]) < 0.01
+
+
+def test_a_ridge_stands_out_and_a_valley_lies_low_at_their_own_scale(tmp_path: Path) -> None:
+    row, _ = np.mgrid[: SHAPE[0], : SHAPE[1]] * 30.0
+    height = np.float32(4000 - np.abs(row - 45 * 30.0))  # a ridge along the middle row
+    ridge, valley = stacked(tmp_path / "r.tif", elevation=height), tmp_path / "v.tif"
+    stacked(valley, elevation=8000 - height)
+    for metres in SCALES_M[:4]:
+        name = f"position_{metres}m"
+        # Of a roof with slopes of 1, the mean within `reach` lies half of it below the ridge.
+        up, down = channel(ridge, name)[45, 50], channel(valley, name)[45, 50]
+        assert up == pytest.approx(0.5, abs=0.12)
+        assert down == pytest.approx(-up, abs=1e-4)
+    assert channel(ridge, "position_100m")[20, 50] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_cone_bulges_across_its_slopes_and_a_bowl_hollows_along_them(tmp_path: Path) -> None:
+    row, col = np.mgrid[: SHAPE[0], : SHAPE[1]] * 30.0
+    away = np.hypot(row - 45 * 30, col - 55 * 30)
+    cone = stacked(tmp_path / "c.tif", elevation=np.float32(5000 - 0.5 * away))
+    bowl = stacked(tmp_path / "b.tif", elevation=np.float32(4000 + away**2 / 4000))
+    at = 45, 75  # 600 m away from the middle
+    assert channel(cone, "curvature_plan")[at] == pytest.approx(100 * 0.5 / 600, rel=0.05)
+    assert channel(cone, "curvature_profile")[at] == pytest.approx(0, abs=0.01)
+    assert channel(bowl, "curvature_profile")[at] == pytest.approx(-100 * 2 / 4000, rel=0.05)
+
+
+def test_cold_ground_is_told_from_high_ground(tmp_path: Path) -> None:
+    height = hills()
+    warmth = np.float32(310 - 0.0065 * height)
+    cold = np.zeros(SHAPE, dtype=bool)
+    cold[40:50, 50:60] = True
+    random = np.random.default_rng(0).normal(0, 0.3, SHAPE)
+    path = stacked(tmp_path / "s.tif", lwir=np.float32(warmth + random - 3.0 * cold))
+    lapse = channel(path, "thermal_lapse")
+    assert lapse[cold].mean() < -2
+    assert abs(lapse[~cold].mean()) < 0.2
+    # The highest ground is the coldest, and no sign of debris.
+    highest = height >= np.quantile(height, 0.95)
+    assert abs(lapse[highest & ~cold].mean()) < 0.5
+
+
+def test_smooth_ground_is_less_rough_than_boulders(tmp_path: Path) -> None:
+    bumps = np.random.default_rng(0).normal(0, 8, SHAPE).astype(np.float32)
+    smooth, rough = stacked(tmp_path / "s.tif"), tmp_path / "r.tif"
+    stacked(rough, elevation=hills() + bumps)
+    inside = slice(12, -12), slice(12, -12)
+    gain = channel(rough, "roughness")[inside] - channel(smooth, "roughness")[inside]
+    assert (gain > 0).mean() > 0.95
+
+
+# --- how they are read -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DERIVED)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_a_pixel_is_the_same_whatever_window_it_is_read_by(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "windows"
+    path = folder / "s.tif"
+    if not path.exists():
+        height = hills()
+        height[30:40, 70:90] = np.nan  # a gap of the DEM
+        stacked(path, elevation=height)
+    top, left = (data.draw(st.integers(0, length - 2)) for length in SHAPE)
+    window = Window(
+        top,
+        left,
+        data.draw(st.integers(1, SHAPE[0] - top)),
+        data.draw(st.integers(1, SHAPE[1] - left)),
+    )
+    with Scene(path, None, [name]) as scene:
+        whole, _ = scene.view(scene.grid.window, [name, "elevation"])
+        part, unseen = scene.view(window, [name, "elevation"])
+    np.testing.assert_allclose(part, whole[:, *window.slices], rtol=1e-3, atol=1e-3)
+    assert ((unseen == NO_VALUE) == ~np.isfinite(part).all(axis=0)).all()
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_what_lacks_a_band_lacks_the_channel_and_no_more(tmp_path: Path, name: str) -> None:
+    needs = {"swir1": "swir16", "thermal": "lwir"}
+    bands = [needs.get(need, need) for need in DERIVED[name].needs]
+    gap = np.zeros(SHAPE, dtype=bool)
+    gap[30:40, 50:70] = True
+    path = stacked(tmp_path / "s.tif")
+    with rasterio.open(path, "r+") as file:
+        number = BANDS.index(bands[0]) + 1
+        file.write(np.where(gap, np.nan, file.read(number)), number)
+    unseen = ~np.isfinite(channel(path, name))
+    assert unseen[gap].all()
+    around = np.zeros(SHAPE, dtype=bool)
+    around[28:42, 48:72] = True  # a gradient needs its neighbours, and one of it theirs
+    assert not (unseen & ~around).any()
+
+
+def test_a_band_of_the_file_goes_before_a_channel_of_that_name(tmp_path: Path) -> None:
+    path = make_scene(tmp_path / "s.tif", bands=["green", "swir16", "ndsi"], values=0.25)
+    with Scene(path, None, ["ndsi", "green"]) as scene:
+        assert scene.bands == ["green", "swir16", "ndsi"]
+        assert (scene.view(scene.grid.window, ["ndsi"])[0] == 0.25).all()
+
+
+def test_without_what_it_needs_a_channel_is_refused_and_the_message_says_what(
+    tmp_path: Path,
+) -> None:
+    path = make_scene(tmp_path / "s.tif", bands=["green", "red"], values=0.25)
+    wanted = ["ndsi", "thermal_lapse"]
+    with Scene(path, None, wanted) as scene, pytest.raises(InputError) as refused:
+        scene.positions(wanted)
+    assert "ndsi is worked out from swir1, which it lacks" in str(refused.value)
+    assert "thermal_lapse is worked out from thermal and elevation" in str(refused.value)
+
+
+def test_degrees_and_metres_give_the_same_terrain(tmp_path: Path) -> None:
+    def at(path: Path, name: str) -> Layer:
+        return channel(path, name)[20:-20, 20:-20]
+
+    height = hills()
+    there = stacked(tmp_path / "utm.tif")
+    # Pixels of 30 m at 28 degrees north, where a degree of longitude is 98.4 km.
+    degrees = Affine(30 / 98_364, 0, 87.0, 0, -30 / 110_812, 28.0)
+    layers = np.stack([height, height])
+    made = make_scene(tmp_path / "wgs.tif", bands=["elevation", "green"], values=layers,
+                      crs="EPSG:4326", transform=degrees)  # fmt: skip
+    for name in ("steepness", "position_500m", "roughness"):
+        np.testing.assert_allclose(at(made, name), at(there, name), rtol=0.02, atol=0.02)
+
+
+def test_a_raster_without_a_place_has_indices_and_no_terrain(tmp_path: Path) -> None:
+    path = make_scene(tmp_path / "s.tif", bands=["green", "swir16", "elevation"], crs=None,
+                      values=1.0, transform=north_up())  # fmt: skip
+    with Scene(path, None, ["ndsi", "steepness"], must_be_located=False) as scene:
+        assert scene.bands[3:] == ["ndsi"]
+
+
+# --- through the pipeline --------------------------------------------------------------------
+
+
+def test_derived_channels_go_from_slices_to_the_map(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    channels = ["B2", "ndsi", "steepness", "position_500m"]
+    edit_yaml(tmp_path / "conf/postprocess.yaml", channels=channels)
+    steps = [[step, "--scene", scene] for scene in project.masking.scenes for step in ("mask", "slice")]  # fmt: skip
+    for step in [*steps, ["postprocess"], ["train"]]:
+        done = glacier(tmp_path, *step)
+        assert done.returncode == 0, done.stderr
+    name = next(iter(project.masking.scenes))
+    path = tmp_path / project.scene(name).img_path
+    dataset = Dataset.open(project.dataset_folder)
+    assert dataset.channels == channels
+    split, sample = next(
+        (split, sample)
+        for split, samples in dataset.splits.items()
+        for sample in samples
+        if sample.scene == name
+    )
+    with Scene(path, None, channels) as scene:
+        expected, unseen = scene.view(sample.window, channels)
+    stored = np.moveaxis(dataset.image(split, sample), -1, 0)
+    np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-3)
+    sliced = SlicedScene.read(project.slice_folder(name) / "slices.geojson")
+    assert sliced.bands[-3:] == channels[1:]
+    done = glacier(tmp_path, "map", str(path), "--model", "data/runs/unet/models", "--out", "maps")
+    assert done.returncode == 0, done.stderr
+    found = SceneMap(tmp_path / "maps" / name)
+    assert list(found.about.channels) == channels
+    assert found.about.seen == pytest.approx((unseen == 0).mean(), abs=0.02)
+    # Of bands alone that cannot give it: one message, before anything is computed.
+    few = tmp_path / "few.tif"
+    with rasterio.open(path) as whole:
+        make_scene(few, bands=["B2", "B5"], values=whole.read([2, 5]))
+    shutil.rmtree(tmp_path / "maps")
+    done = glacier(tmp_path, "map", str(few), "--model", "data/runs/unet/models", "--out", "maps")
+    assert done.returncode != 0
+    assert "steepness is worked out from elevation, which it lacks" in done.stderr
