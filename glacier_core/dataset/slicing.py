@@ -194,8 +194,9 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
     with Scene(project.root / scene_conf.img_path, conf.bands, used) as scene:
         scene.positions(used)
         grid = scene.grid
-        mask = _mapped(mask_folder / f"mask_{scene_id}.npy", grid)
-        border = _mapped(mask_folder / f"border_{scene_id}.npy", grid)
+        mask, border = (mask_folder / f"{kind}_{scene_id}.npy" for kind in ("mask", "border"))
+        for path in (mask, border):
+            _check_size(path, grid)
         made = read_metadata(mask_folder)
         if (made["crs"], made["transform"]) != (
             grid.crs.to_string(),
@@ -250,17 +251,23 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
     return result
 
 
-def _mapped(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
+def _check_size(path: Path, grid: Grid) -> None:
     try:
-        array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        height, width = np.load(path, mmap_mode="r").shape[:2]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run `glacier mask` first") from None
-    if array.shape[:2] != (grid.height, grid.width):
+    if (height, width) != (grid.height, grid.width):
         raise InputError(
-            f"{path}: {array.shape[0]} x {array.shape[1]} pixels, but the scene has "
+            f"{path}: {height} x {width} pixels, but the scene has "
             f"{grid.height} x {grid.width}: they are of different grids; run `glacier mask` again"
         )
-    return array
+
+
+def _part(path: Path, window: Window) -> npt.NDArray[np.uint8]:
+    """A window of an array on disk, mapped for this once: all that was ever read through a mapping
+    stays in memory until it ends."""
+    part: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")[window.slices]
+    return part
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ class _Cutter:
         used: channels in which a pixel must be seen.
         size: of a slice, pixels.
         classes: names of the mask's channels.
-        mask, border: of the whole scene, on disk.
+        mask, border: files of the whole scene.
         folder: where slices go.
     """
 
@@ -282,16 +289,16 @@ class _Cutter:
     used: Sequence[str]
     size: int
     classes: Sequence[str]
-    mask: npt.NDArray[np.uint8]
-    border: npt.NDArray[np.uint8]
+    mask: Path
+    border: Path
     folder: Path
 
     def write(self, k: int, window: Window, pixels: npt.NDArray[np.generic]) -> SliceRecord:
         """Write slice `k`, unless nothing is known of it; `pixels` become what is stored."""
         absent = self.scene.absent(pixels)
         seen = self.scene.seen(pixels, self.used, absent)
-        seen &= self.border[window.slices] == 1
-        label = label_of(self.mask[window.slices], seen)
+        seen &= _part(self.border, window) == 1
+        label = label_of(_part(self.mask, window), seen)
         record = self._described(k, window, pixels, absent, seen, label)
         if record.img is not None and record.label is not None:
             nodata = self.scene.nodata
