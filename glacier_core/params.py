@@ -87,6 +87,7 @@ class TrainParams(Checked):
     patience: Count
     depth: Annotated[int, Field(ge=1, le=8)]
     base_channels: Count
+    coarsening: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
     class_weights: dict[str, NonNegative]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]

@@ -47,11 +47,12 @@ def pixels(batch: int, height: int, width: int, channels: int = 3, seed: int = 1
     width=st.integers(1, 37),
     depth=st.integers(1, 4),
     outputs=st.integers(2, 4),
+    coarsening=st.integers(1, 3),
 )
 def test_logits_have_the_size_of_the_tile_whatever_it_is(
-    batch: int, height: int, width: int, depth: int, outputs: int
+    batch: int, height: int, width: int, depth: int, outputs: int, coarsening: int
 ) -> None:
-    net = network(outputs=outputs, depth=depth, base_channels=2).eval()
+    net = network(outputs=outputs, depth=depth, base_channels=2, coarsening=coarsening).eval()
     logits = net(pixels(batch, height, width))
     assert logits.shape == (batch, outputs, height, width)
     assert torch.isfinite(logits).all()
@@ -99,6 +100,22 @@ def test_depth_is_the_number_of_halvings_and_doublings(depth: int) -> None:
     net(pixels(1, 64, 48))
     down = [(64 // 2**i, 48 // 2**i) for i in range(depth + 1)]
     assert seen == [*down, *reversed(down[:-1])]
+
+
+@pytest.mark.parametrize("coarsening", [2, 3])
+def test_a_coarse_network_looks_at_means_and_says_what_lies_between(coarsening: int) -> None:
+    fine, net = network(), network(coarsening=coarsening)
+    net.load_state_dict(fine.state_dict())  # the same weights whatever the resolution
+    fine.eval(), net.eval()
+    assert net.multiple == coarsening * fine.multiple
+    small = pixels(1, 16, 24)
+    large = small.repeat_interleave(coarsening, -1).repeat_interleave(coarsening, -2)
+    said = fine(small)
+    between = nn.functional.interpolate(said, scale_factor=coarsening, mode="bilinear")
+    torch.testing.assert_close(net(large), between, atol=1e-5, rtol=1e-5)
+    # Where it stands is where it stood: the middle of a coarse pixel is that pixel's answer.
+    if coarsening == 3:
+        torch.testing.assert_close(net(large)[..., 1::3, 1::3], said, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("base", [3, 8])

@@ -44,6 +44,7 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         architecture=Architecture(
             depth=params.depth,
             base_channels=params.base_channels,
+            coarsening=params.coarsening,
             dropout=params.dropout,
             dropout_at=conf.model.dropout_at,
             spatial_dropout=conf.model.spatial_dropout,

@@ -30,6 +30,8 @@ class Architecture:
             variances that it learns (Li et al. 2019); in the deep, that harms least.
         spatial_dropout: drop whole channels instead of single values.
         normalisation: `batch`, or `none` as in the reference.
+        coarsening: what the network looks at are means of so many by so many pixels, and what it
+            says is interpolated between them: of fine pixels it sees more ground for less work.
     """
 
     depth: int
@@ -38,6 +40,7 @@ class Architecture:
     dropout_at: str
     spatial_dropout: bool
     normalisation: str
+    coarsening: int = 1  # of models from before there was one
 
 
 class _Convolutions(nn.Sequential):
@@ -80,13 +83,17 @@ class _Convolutions(nn.Sequential):
 class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015) for any height and width.
 
-    Sizes that `2 ** depth` does not divide are padded by repeating the edge, and cropped.
+    Sizes that `multiple` does not divide are padded by repeating the edge, and cropped.
+
+    Attributes:
+        multiple: `coarsening` times `2 ** depth`.
     """
 
     def __init__(self, inputs: int, outputs: int, conf: Architecture) -> None:
         super().__init__()
         widths = [conf.base_channels * 2**i for i in range(conf.depth + 1)]
-        self.multiple = 2**conf.depth
+        self.coarsening = conf.coarsening
+        self.multiple = conf.coarsening * 2**conf.depth
         self.down = nn.ModuleList(
             _Convolutions(i, o, level, conf)
             for level, (i, o) in enumerate(zip([inputs, *widths], widths, strict=False))
@@ -106,6 +113,8 @@ class UNet(nn.Module):
         below, right = -height % self.multiple, -width % self.multiple
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
+        if self.coarsening > 1:
+            x = F.avg_pool2d(x, self.coarsening)
         skips: list[Tensor] = []
         for i, block in enumerate(self.down):
             if i > 0:
@@ -115,6 +124,8 @@ class UNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skips.pop()], dim=1))  # doubles them again
         logits: Tensor = self.head(x)
+        if self.coarsening > 1:
+            logits = F.interpolate(logits, scale_factor=self.coarsening, mode="bilinear")
         return logits[..., :height, :width]
 
 
