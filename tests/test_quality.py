@@ -112,6 +112,19 @@ def test_snow_on_known_glaciers_does_not_count(project: Project) -> None:
     assert look(project, values).snow == 1.0
 
 
+def test_with_derived_channels_snow_and_the_swath_are_those_of_the_bands(project: Project) -> None:
+    values = bare()
+    _snow(values)
+    values[GREEN][:16], values[SWIR][:16] = 40, 120
+    plain = look(project, values, "LE07_L1TP_140041_20001025_1.tif")
+    channels = ["ndsi", "red_swir", "steepness", "position_500m"]
+    edit_yaml(project.root / "conf/postprocess.yaml", channels=channels)
+    found = look(Project(project.root), values, "LE07_L1TP_140041_20001025_2.tif")
+    assert 0 < (plain.snow or 0) < 1
+    assert found.snow == pytest.approx(plain.snow, abs=0.02)
+    assert (found.covered, found.verdict) == (plain.covered, plain.verdict)
+
+
 def test_reflectance_above_one_is_saturated(project: Project) -> None:
     edit_yaml(project.root / "conf/postprocess.yaml", channels=["green", "swir16"])
     values = np.full((2, 64, 64), 0.3, dtype=np.float32)

@@ -22,6 +22,7 @@ from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import outlines_for
 from glacier_core.landsat.swath import Swath
 from glacier_core.raster.bands import QUALITY_BANDS, TERRAIN, ZERO_IS_FILL, find_common
+from glacier_core.raster.derived import TERRAIN_ALONE
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import COVERED, Scene, date_in
 
@@ -36,7 +37,7 @@ COLUMNS = (
 
 _STRIP_ROWS = 256
 # Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
-_SNOW_INDEX = 0.4
+_SNOW_INDEX, _INDEX = 0.4, "ndsi"
 # Eight bits of ETM+ end here; reflectance of 1 is all light (Landsat 7 Data Users Handbook).
 _SATURATED_DN, _SATURATED_REFLECTANCE = 255, 1.0
 _REFLECTANCE = frozenset("coastal blue green red nir08 swir16 swir22".split())
@@ -195,8 +196,8 @@ def place_in(project: Project, path: Path) -> str:
 
 
 def _sees_snow(channels: Sequence[str]) -> bool:
-    names = list(channels)
-    return find_common(names, "green") is not None and find_common(names, "swir1") is not None
+    both = [find_common(channels, name) for name in ("green", "swir1")]
+    return None not in both or _INDEX in channels
 
 
 def _known_ice(project: Project, grid: Grid) -> list[Burner]:
@@ -224,8 +225,8 @@ def _counted(
     names, grid = list(channels), scene.grid
     swath = Swath(grid.height)
     # A DEM has heights, and a quality band bits, where no satellite looked.
-    imaging = [k for k, name in enumerate(names) if name not in TERRAIN | QUALITY_BANDS.keys()]
-    green, swir = find_common(names, "green"), find_common(names, "swir1")
+    silent = TERRAIN | TERRAIN_ALONE | QUALITY_BANDS.keys()
+    imaging = [k for k, name in enumerate(names) if name not in silent]
     for row in range(0, grid.height, _STRIP_ROWS):
         window = Window(row, 0, min(_STRIP_ROWS, grid.height - row), grid.width)
         values, unseen = scene.view(window, channels)
@@ -236,14 +237,23 @@ def _counted(
         pixels = values[:, seen]
         statistics.partial_fit(pixels.T)
         counts.saturated += int(_saturated(names, pixels).sum())
-        if green is not None and swir is not None:
+        if _sees_snow(names):
             away = ~_burned(known, window)[seen]
             counts.away += int(away.sum())
-            difference = pixels[green] - pixels[swir]
-            bright = difference > _SNOW_INDEX * np.abs(pixels[green] + pixels[swir])
-            counts.snow += int((bright & away).sum())
+            counts.snow += int((_bright(names, pixels) & away).sum())
     counts.swath = swath.pixels
     return counts, statistics
+
+
+def _bright(names: Sequence[str], pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which of the pixels (channels, pixels) are snow or ice; see `_sees_snow`."""
+    green, swir = (find_common(names, name) for name in ("green", "swir1"))
+    if green is None or swir is None:
+        index: npt.NDArray[np.float32] = pixels[names.index(_INDEX)]
+        return index > _SNOW_INDEX
+    difference = pixels[green] - pixels[swir]
+    bright: npt.NDArray[np.bool_] = difference > _SNOW_INDEX * np.abs(pixels[green] + pixels[swir])
+    return bright
 
 
 def _burned(known: Sequence[Burner], window: Window) -> npt.NDArray[np.bool_]:
