@@ -163,11 +163,17 @@ class Project:
         path = self.root / "conf/train.yaml"
         conf = check(TrainConf, read_yaml(path), path)
         expected = {BACKGROUND, *self.postprocess.classes}
-        given = set(self.params.train.class_weights)
-        if given != expected:
+        weights = self.params.train.class_weights
+        if weights != "balanced" and set(weights) != expected:
             raise InputError(
                 f"{self.root / 'params.yaml'}: train.class_weights: expected a weight for each of "
-                f"{sorted(expected)}, found {sorted(given)}"
+                f"{sorted(expected)}, found {sorted(weights)}"
+            )
+        unknown = set(self.params.train.focus) - expected
+        if unknown:
+            raise InputError(
+                f"{self.root / 'params.yaml'}: train.focus: unknown classes {sorted(unknown)}; "
+                f"there are {sorted(expected)}"
             )
         return conf
 

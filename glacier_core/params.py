@@ -7,9 +7,9 @@ stands in `settings`.
 from __future__ import annotations
 
 import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from glacier_core.settings import (
     SPLITS,
@@ -73,6 +73,17 @@ class PostprocessParams(Checked):
     buffer_m: NonNegative
 
 
+def _kind_of_weights(value: object) -> str:
+    return "word" if isinstance(value, str) else "weights"
+
+
+# Which of the two is meant is decided before it is checked, so that one message says what is wrong.
+ClassWeights = Annotated[
+    Annotated[dict[str, NonNegative], Tag("weights")] | Annotated[Literal["balanced"], Tag("word")],
+    Discriminator(_kind_of_weights),
+]
+
+
 class TrainParams(Checked):
     run_name: str
     epochs: Count
@@ -89,20 +100,33 @@ class TrainParams(Checked):
     base_channels: Count
     coarsening: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    class_weights: dict[str, NonNegative]
+    class_weights: ClassWeights
+    focus: dict[str, Fraction]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     l1: NonNegative
     l2: NonNegative
     gain: NonNegative
     offset: NonNegative
+    haze: NonNegative
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)]
+    gaps: Fraction
+    zoom: NonNegative
     clip_gradient: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loader_threads: Annotated[int, Field(ge=0)]
 
     @field_validator("class_weights")
     @classmethod
-    def _some_weight(cls, value: dict[str, float]) -> dict[str, float]:
-        if not any(value.values()):
+    def _some_weight(cls, value: ClassWeights) -> ClassWeights:
+        if value != "balanced" and not any(value.values()):
             raise ValueError("at least one class needs a weight above 0")
+        return value
+
+    @field_validator("focus")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if sum(value.values()) > 1 + 1e-6:
+            raise ValueError("shares of an epoch's crops, which sum to at most 1")
         return value
 
     @field_validator("run_name")

@@ -174,6 +174,21 @@ Variant = tuple[dict[str, Any], dict[str, Any], Callable[[Project], None]]
 VARIANTS: dict[str, Variant] = {
     "without normalisation": ({}, {"model": {"normalisation": "none"}}, as_it_is),
     "batch normalisation": ({}, {}, as_it_is),
+    "uneven, averaged, balanced, augmented": (
+        {
+            "crops_per_slice": 1,
+            "epochs": 3,
+            "ema_decay": 0.9,
+            "class_weights": "balanced",
+            "focus": {"debris": 0.3},
+            "haze": 0.5,
+            "channel_dropout": 0.2,
+            "gaps": 0.3,
+            "zoom": 0.25,
+        },
+        {},
+        five_slices_two_unseen,
+    ),
     "uneven, cross-entropy, plateau": (
         {"crops_per_slice": 1, "label_smoothing": 0.1, "epochs": 3},
         {"loss": "cross_entropy", "schedule": "plateau"},

@@ -47,6 +47,16 @@ def description(**changes: Any) -> ModelDescription:
     return ModelDescription(**(usual | changes))
 
 
+def test_a_model_of_before_class_weights_were_kept_is_said_as_it_was() -> None:
+    """Maps name their models by a hash of this: they are not to be made again."""
+    content = description().to_json()
+    assert "class_weights" not in content
+    assert ModelDescription.from_json(content) == description()
+    weighed = description(class_weights={"background": 0.5, "clean_ice": 1.0, "debris": 1.5})
+    assert weighed.to_json()["class_weights"]["debris"] == 1.5
+    assert ModelDescription.from_json(weighed.to_json()) == weighed
+
+
 def save_fresh(folder: Path, **changes: Any) -> Path:
     """A model with random weights and batch statistics, as `save_model` writes it."""
     torch.manual_seed(5)

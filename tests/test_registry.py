@@ -143,6 +143,7 @@ def check_complete(project: Project, run_id: str, client: MlflowClient | None = 
     for key, value in project.params.train.model_dump().items():
         if key != "class_weights":
             assert params[f"train.{key}"] == str(value)
+    assert params["train.focus"] == "{}"
     assert params["train.class_weights.debris"] == "1.5"
     assert params["train.loss"] == "dice+cross_entropy"
     assert params["train.model.dropout_at"] == "deep"
@@ -205,6 +206,19 @@ def test_a_model_trained_without_mlflow_gets_a_complete_run_from_its_files(
     project: Project,
 ) -> None:
     check_complete(project, register(project).run_id)
+
+
+@pytest.mark.parametrize("logged", [True, False], ids=["logged", "from_files"])
+def test_a_run_shows_the_weights_that_balanced_came_to(project: Project, logged: bool) -> None:
+    project = with_params(untrained(project), class_weights="balanced")
+    said = train(project, [RunLogger(project)] if logged else [])
+    evaluate(project)
+    params = client_of(project).get_run(register(project).run_id).data.params
+    assert params["train.class_weights"] == "balanced"
+    assert said.class_weights is not None
+    for name, weight in said.class_weights.items():
+        assert float(params[f"train.class_weights.{name}"]) == pytest.approx(weight)
+    assert said.class_weights["debris"] != 1.5
 
 
 def test_the_experiment_opens_as_model_training(registered: tuple[Project, Registration]) -> None:

@@ -216,12 +216,19 @@ CHANGES: list[dict[str, Any]] = [
     {"base_channels": 6},
     {"dropout": 0.5},
     {"class_weights": {"background": 1.0, "clean_ice": 1.0, "debris": 4.0}},
+    {"class_weights": "balanced"},
     {"label_smoothing": 0.1},
     {"l1": 0.001},
     {"l2": 0.01},
     {"gain": 0.0},
     {"offset": 0.0},
+    {"haze": 0.5},
+    {"channel_dropout": 0.3},
+    {"gaps": 1.0},
+    {"zoom": 0.25},
+    {"focus": {"debris": 0.5}},
     {"clip_gradient": 0.01},
+    {"ema_decay": 0.9},
 ]
 CONF_CHANGES: list[dict[str, Any]] = [
     {"model": {"dropout_at": "all"}},
@@ -284,6 +291,18 @@ def test_compiling_without_a_compiler_is_refused(
     with pytest.raises(InputError, match=r"no g\+\+ and no clang\+\+; install one, or set compile"):
         train(project)
     assert not models(project).exists()
+
+
+def test_balanced_weights_are_said_and_train_as_the_same_numbers_written_down(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        balanced = trained(make(class_weights="balanced"))
+    content = json.loads((models(balanced) / "model.json").read_text())
+    given = content["class_weights"]
+    assert list(given) == ["background", "clean_ice", "debris"]
+    assert f"debris {given['debris']:.3f}" in caplog.text
+    assert weights(trained(make(class_weights=given))) == weights(balanced)
 
 
 def norms(project: Project, power: int) -> float:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 
 from glacier_core.config import Project
+from glacier_core.dataset.composition import balanced_weights
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.errors import InputError
 from glacier_core.model.distributed import Processes
 from glacier_core.model.predictor import ModelDescription
 from glacier_core.model.unet import Architecture
+
+logger = logging.getLogger(__name__)
 
 
 def describe(project: Project, dataset: Dataset) -> ModelDescription:
@@ -34,6 +38,11 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         "dataset": dataset.fingerprint,
     }
     text = json.dumps(settings, sort_keys=True)
+    weights = params.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(dataset)
+        said = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+        logger.info("weights of the classes: %s", said)
     used = {sample.scene for sample in dataset.splits["train"]}
     return ModelDescription(
         channels=dataset.channels,
@@ -55,6 +64,7 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         sources=[project.scene(name).img_path for name in sorted(used)],
         predicted=dataset.predicted_by(),
         predicted_share=dataset.predicted_share,
+        class_weights={name: weights[name] for name in dataset.class_names},
     )
 
 

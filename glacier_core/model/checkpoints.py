@@ -1,10 +1,11 @@
-"""Where a training stands, as a file: state, weights and optimiser after the last epoch."""
+"""Where a training stands, as a file: state, weights, their average and the optimiser."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,16 +39,25 @@ class State:
 
 
 def save_checkpoint(
-    folder: Path, training: str, state: State, model: nn.Module, optimizer: Optimizer
+    folder: Path,
+    training: str,
+    state: State,
+    models: Mapping[str, nn.Module],
+    optimizer: Optimizer,
 ) -> None:
     """Write `last.safetensors`, whole.
 
     Args:
         folder: of the checkpoints.
         training: fingerprint of settings and data: who has another one does not go on from here.
-        state, model, optimizer: as they stand.
+        state, optimizer: as they stand.
+        models: by name, the one that is trained and, where it is kept, its average.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {
+        f"{kind}.{name}": value
+        for kind, model in models.items()
+        for name, value in model.state_dict().items()
+    }
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
@@ -69,11 +79,15 @@ def read_checkpoint(folder: Path, training: str) -> tuple[State, dict[str, Tenso
     return State(**json.loads(note["state"])), tensors
 
 
-def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    """Give a model and its optimiser the tensors that `save_checkpoint` wrote."""
-    model.load_state_dict(
-        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    )
+def restore(
+    tensors: dict[str, Tensor], models: Mapping[str, nn.Module], optimizer: Optimizer
+) -> None:
+    """Give models and the optimiser the tensors that `save_checkpoint` wrote."""
+    for kind, model in models.items():
+        prefix = f"{kind}."
+        model.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
     content = optimizer.state_dict()
     for name, value in tensors.items():
         if name.startswith("optimizer."):

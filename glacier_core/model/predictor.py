@@ -40,6 +40,7 @@ class ModelDescription:
         predicted: of the scenes in its training that a model labelled, which model did, above which
             confidence; None for a model of before that was possible.
         predicted_share: of its training pixels, the share with such labels.
+        class_weights: of each class in the loss; None for a model of before that was kept.
     """
 
     channels: list[str]
@@ -54,6 +55,7 @@ class ModelDescription:
     blocks: dict[str, str] | None = None
     predicted: dict[str, str] | None = None
     predicted_share: float = 0.0
+    class_weights: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.means) == len(self.standard_deviations):
@@ -88,7 +90,10 @@ class ModelDescription:
         return GlacierModel(normalise, network)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        if self.class_weights is None:  # maps say which model made them by a hash of this
+            del content["class_weights"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelDescription:

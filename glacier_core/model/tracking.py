@@ -119,7 +119,7 @@ def lineage(project: Project) -> dict[str, str]:
 
 
 def _flat(prefix: str, value: Any) -> dict[str, str]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return {
             k: v for key, inner in value.items() for k, v in _flat(f"{prefix}.{key}", inner).items()
         }
@@ -167,7 +167,10 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
         return known
     tags = {"dataset": description.dataset, **lineage(project), **description.marks()}
     with mlflow.start_run(run_name=project.params.train.run_name, tags=tags) as run:
-        mlflow.log_params(hyperparameters(project))
+        parameters = hyperparameters(project)
+        if description.class_weights:  # params.yaml may leave them to the dataset
+            parameters |= _flat("train.class_weights", description.class_weights)
+        mlflow.log_params(parameters)
         mlflow.log_dict(description.to_json(), DESCRIPTION)
         mlflow.log_artifact(str(project.root / project.postprocess.statistics_path), "data")
         for name in ("params.yaml", "conf/masking_paths.yaml", "conf/postprocess.yaml",

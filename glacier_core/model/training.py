@@ -12,14 +12,16 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from glacier_core.config import Project
+from glacier_core.dataset.augmentation import altered
 from glacier_core.dataset.loading import Dataset
-from glacier_core.dataset.sampling import Crops, ShuffledBatches, jittered
+from glacier_core.dataset.sampling import Crops, ShuffledBatches
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
+from glacier_core.model.averaging import AveragedWeights
 from glacier_core.model.beginning import describe, require_ice, require_shared
 from glacier_core.model.board import Board
 from glacier_core.model.checkpoints import (
@@ -95,6 +97,16 @@ class _Trainer:
         )
         self.model: GlacierModel = self.predictor.model
         self.device = self.predictor.device
+        self.resumed: dict[str, nn.Module] = {"model": self.model}
+        self.average: AveragedWeights | None = None
+        # What dev scores judge, and what is kept: the average, where there is one.
+        self.judged = self.predictor
+        if self.params.ema_decay > 0:
+            self.average = AveragedWeights(self.model, self.params.ema_decay)
+            self.resumed["average"] = self.average.model
+            self.judged = Predictor(
+                self.description, self.average.model, self.conf.device, self.conf.precision
+            )
         # What is trained is wrapped; what is saved is not: names of weights stay the network's.
         self.network = processes.learning_together(self.model.network, self.device)
         if self.conf.compile:
@@ -105,10 +117,11 @@ class _Trainer:
             lr=self.params.learning_rate,
             weight_decay=self.params.weight_decay,
         )
-        weights = [self.params.class_weights[name] for name in dataset.class_names]
+        weights = self.description.class_weights
+        assert weights is not None  # `describe` settled them
         self.loss: Loss = make_loss(
             self.conf.loss,
-            weights,
+            list(weights.values()),
             self.params.label_smoothing,
             self.device,
             processes.total,
@@ -170,14 +183,8 @@ class _Trainer:
                 group["lr"] = learning_rate(self.conf.schedule, self.params, moment, dev)
             x = image.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # channels last
             y = label.to(self.device, non_blocking=True)
-            x = jittered(
-                self.model.normalise(x),
-                self.params.gain,
-                self.params.offset,
-                jitter,
-                length,
-                self.processes.part(length),
-            )
+            part = self.processes.part(length)
+            x = altered(self.model.normalise(x), self.params, jitter, length, part)
             with torch.autocast(
                 self.device.type,
                 self.predictor.autocast or torch.bfloat16,
@@ -189,6 +196,8 @@ class _Trainer:
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_gradient)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.model, epoch * len(self.sampler) + step)
             total += loss.detach() * length
             images += length
             # A loss that is asked for is waited for: now and then, or a GPU would run dry.
@@ -210,7 +219,7 @@ class _Trainer:
         if isinstance(score, float) and score > self.state.best:
             self.state.best, self.state.waited = score, 0
             if self.processes.first:
-                save_model(self.checkpoints, self.description, self.model)
+                save_model(self.checkpoints, self.description, self.judged.model)
         else:
             self.state.waited += 1
         if self.processes.first:
@@ -262,11 +271,11 @@ class _Trainer:
 
     def dev_scores(self) -> Row:
         """Scores of the dev split, every valid pixel once; each process predicts some slices."""
-        self.model.eval()
+        self.judged.model.eval()
         names = self.dataset.class_names
         matrix = np.zeros((len(names), len(names)), dtype=np.int64)
         for _, truth, probability in predict_split(
-            self.predictor,
+            self.judged,
             self.dataset,
             "dev",
             first=self.processes.rank,
@@ -283,7 +292,7 @@ class _Trainer:
 
     def save(self) -> None:
         save_checkpoint(
-            self.checkpoints, self.description.training, self.state, self.model, self.optimizer
+            self.checkpoints, self.description.training, self.state, self.resumed, self.optimizer
         )
 
     def resume(self) -> None:
@@ -294,7 +303,7 @@ class _Trainer:
         found = self.processes.from_first(found)
         if found is not None:
             self.state, tensors = found
-            restore(tensors, self.model, self.optimizer)
+            restore(tensors, self.resumed, self.optimizer)
             logger.info("resuming after epoch %d", self.state.done)
 
 
