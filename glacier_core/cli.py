@@ -309,8 +309,8 @@ def train(ctx: click.Context, processes: int) -> None:
 def evaluate(project: Project) -> None:
     """Score the model on the test split, beside an index threshold and a random forest.
 
-    Writes data/evaluation/: metrics.json, by_scene.csv, confusion.csv, precision_recall.csv
-    and figures/.
+    Writes data/evaluation/: metrics.json, by_scene.csv, by_condition.csv, confusion.csv,
+    precision_recall.csv and figures/.
     """
     from glacier_core.model.evaluation import evaluate as score
 

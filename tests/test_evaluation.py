@@ -40,12 +40,14 @@ from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError
 from glacier_core.model import figures
 from glacier_core.model.evaluation import evaluate, table
+from glacier_core.model.judging import Judged
 from glacier_core.model.predictor import Predictor
+from glacier_core.model.scoring import predict_split
 from glacier_core.model.training import train
 from glacier_core.summary import summarise
 
 NAMES = ["background", "clean_ice", "debris"]
-TABLES = ["by_scene.csv", "confusion.csv", "precision_recall.csv"]
+TABLES = ["by_condition.csv", "by_scene.csv", "confusion.csv", "precision_recall.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,23 @@ def test_by_scene_csv_scores_each_scene_by_itself(judged: Project) -> None:
             assert int(row["pixels"]) == (truth == number).sum()
 
 
+def test_by_condition_csv_holds_what_metrics_json_does_and_counts_each_pixel_once(
+    judged: Project,
+) -> None:
+    conditions, total = metrics(judged)["conditions"], metrics(judged)["unet"]["all"]["pixels"]
+    found = rows(judged, "by_condition.csv")
+    for row in found:
+        expected = conditions[row["condition"]][row["group"]][row["class"]]
+        for key in ("iou", "precision", "recall", "dice", "pixels"):
+            assert row[key] == str(expected.get(key, ""))
+    assert {row["condition"] for row in found} == set(conditions)
+    for name in ("brightness", "edge of what was seen"):
+        assert sum(int(row["pixels"]) for row in found if row["condition"] == name) == total
+    # The truth beside a slice that overlaps another is not "ignored" for that.
+    within = conditions["edge of what was seen"]["within 5 pixels"]
+    assert 0 < sum(values["pixels"] for values in within.values()) < total / 2
+
+
 def test_average_precision_and_curve_are_those_of_the_probabilities(judged: Project) -> None:
     """With each pixel taken from the first slice that shows it."""
     dataset, predictor = Dataset.open(judged.dataset_folder), predictor_of(judged)
@@ -182,6 +201,63 @@ def test_average_precision_and_curve_are_those_of_the_probabilities(judged: Proj
             assert float(row["precision"]) == pytest.approx(
                 precision_score(actual == number, chosen), abs=1e-5
             )
+
+
+def judged_apart(project: Project) -> Judged:
+    """The U-Net's answers on the test split, each slice a unit, pixels of 30 m."""
+    dataset, apart = Dataset.open(project.dataset_folder), Judged(NAMES)
+    for sample, truth, probability in predict_split(predictor_of(project), dataset, "test"):
+        apart.add(f"{sample.scene}/{sample.k}", truth, probability, 30.0)
+    return apart
+
+
+def test_confidence_borders_and_areas_are_scored_on_the_same_pixels(judged: Project) -> None:
+    found = metrics(judged)["unet"]
+    expected = judged_apart(judged).summary(draws=1, confidence=0.9, seed=1)
+    for name in NAMES:
+        for key in ("area_bias_percent", "mcc", "ece", "boundary_alone_percent"):
+            assert found[name][key] == pytest.approx(expected[name][key]["value"]), key
+        # The scenes' pixels of 30 m are 30 m of the map plane, 0.1 % off those on the ground.
+        for key in ("boundary_median_m", "boundary_p95_m"):
+            assert found[name][key] == pytest.approx(expected[name][key]["value"], rel=0.005), key
+    assert found["all"]["ece"] == pytest.approx(expected["all"]["ece"]["value"])
+    assert found["all"]["nll"] == pytest.approx(expected["all"]["nll"]["value"])
+    assert found["clean_ice"]["boundary_p95_m"] > 0
+
+
+def test_intervals_are_those_of_pieces_of_ground_and_hold_their_values(judged: Project) -> None:
+    found, intervals = metrics(judged)["unet"], metrics(judged)["intervals"]
+    # Two scenes far apart are two blocks, too few to draw from: the slices' ground stands in.
+    assert intervals["units"] == "pieces of ground as large as a slice"
+    assert intervals["confidence"] == judged.params.promotion.confidence
+    assert 5 <= intervals["number_of_units"] <= 12
+    assert intervals["units_by_class"]["debris"] <= intervals["units_by_class"]["background"]
+    for name, key in (("clean_ice", "iou"), ("all", "mean_ice_iou"), ("all", "pixel_accuracy")):
+        lower, upper = intervals["unet"][name][key]
+        assert lower < found[name][key] < upper
+
+
+def test_whole_blocks_are_drawn_where_there_are_enough(project: Project) -> None:
+    path = project.dataset_folder / "dataset.json"
+    content = json.loads(path.read_text())
+    for k, sample in enumerate(content["splits"]["test"]):
+        sample["block"] = f"block {k % 6}"
+    path.write_text(json.dumps(content))
+    found = evaluate(project)["intervals"]
+    assert (found["units"], found["number_of_units"]) == ("blocks", 6)
+
+
+def test_the_table_shows_each_iou_with_its_interval(judged: Project) -> None:
+    found = metrics(judged)
+    lines = table(found).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("unet"))
+    assert lines[at + 1].startswith("  95% interval")
+    lower, upper = found["intervals"]["unet"]["clean_ice"]["iou"]
+    assert lines[at + 1].split()[2] == f"{lower:.2f}-{upper:.2f}"
+    assert len(set(map(len, lines))) == 1
+    # Of an evaluation of before there were any.
+    del found["intervals"]
+    assert table(found).splitlines() == lines[: at + 1] + lines[at + 2 :]
 
 
 def test_the_threshold_baseline_is_the_rule_that_it_says(judged: Project) -> None:
@@ -267,6 +343,7 @@ def test_tables_and_figures_are_there_and_no_figure_is_blank(judged: Project) ->
         "confusion.png",
         "history.png",
         "precision_recall.png",
+        "reliability.png",
     ]
     for name in drawn:
         with Image.open(folder / "figures" / name) as picture:

@@ -176,6 +176,22 @@ def check_complete(project: Project, run_id: str, client: MlflowClient | None = 
         assert logged[f"test_{name}_average_precision"] == scores["unet"][name]["average_precision"]
         assert logged[f"test_forest_{name}_iou"] == scores["forest"][name]["iou"]
     assert logged["test_mean_ice_iou"] == scores["unet"]["all"]["mean_ice_iou"]
+    for name in ("clean_ice", "debris"):
+        for key in ("ece", "area_bias_percent"):
+            assert logged[f"test_{name}_{key}"] == scores["unet"][name][key]
+    borders = {
+        f"test_{name}_{key}": scores["unet"][name][key]
+        for name in ("background", "clean_ice", "debris")
+        for key in ("boundary_median_m", "boundary_p95_m")
+    }
+    defined = {key: value for key, value in borders.items() if value != "undefined"}
+    assert defined
+    assert {key: value for key, value in logged.items() if key in borders} == defined
+    assert logged["test_ece"] == scores["unet"]["all"]["ece"]
+    model = json.loads((project.run_folder / "models/model.json").read_text())
+    assert logged["temperature"] == model["temperature"] != 1
+    described = json.loads(Path(client.download_artifacts(run_id, "model.json")).read_text())
+    assert described["temperature"] == model["temperature"]
 
     found = artifacts(client, run_id)
     wanted = {"model.json", "data/statistics.json", "settings/params.yaml"}

@@ -1,8 +1,8 @@
-"""How sure a difference between two models is: a paired bootstrap over pieces of ground.
+"""How sure a score is, or a difference between two models: a bootstrap over pieces of ground.
 
 Pixels of one glacier are right or wrong together, so that an interval over pixels would be far
-too narrow. What is drawn are units of ground, each with the confusion matrices of both models:
-the same draw for both, since a hard place is hard for either.
+too narrow. What is drawn are units of ground; for a difference, each with the confusion matrices
+of both models: the same draw for both, since a hard place is hard for either.
 """
 
 from __future__ import annotations
@@ -79,6 +79,22 @@ def units_needed(confidence: float) -> int:
     return units
 
 
+def draw_units(units: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often each unit is in each draw: (draws, units), rows summing to `units`."""
+    shares = np.full(units, 1 / units)
+    return np.random.default_rng(seed).multinomial(units, shares, size=draws)
+
+
+def ends(values: npt.NDArray[np.float64], units: int, confidence: float) -> tuple[float, float]:
+    """Lower and upper end of the interval that draws of so many units (draws,) span.
+
+    A draw may lack what a score needs, such as any ice: those that are NaN are left out.
+    """
+    outside = tail(units, confidence)
+    lower, upper = np.quantile(values[np.isfinite(values)], [outside, 1 - outside])
+    return float(lower), float(upper)
+
+
 def paired_interval(
     champion: Matrices, challenger: Matrices, *, draws: int, confidence: float, seed: int
 ) -> Interval:
@@ -101,14 +117,11 @@ def paired_interval(
     difference = float(mean_ice_iou(challenger.sum(axis=0)) - mean_ice_iou(champion.sum(axis=0)))
     if not np.isfinite(difference):
         raise ValueError("no unit has ice")
-    times = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
+    times = draw_units(units, draws, seed)
 
     def drawn(matrices: Matrices) -> npt.NDArray[np.float64]:
         sums = times @ matrices.reshape(units, -1)
         return mean_ice_iou(sums.reshape(draws, classes, classes))
 
-    differences = drawn(challenger) - drawn(champion)
-    defined = differences[np.isfinite(differences)]  # a draw may hold no ice at all
-    outside = tail(units, confidence)
-    lower, upper = np.quantile(defined, [outside, 1 - outside])
-    return Interval(difference, float(lower), float(upper))
+    lower, upper = ends(drawn(challenger) - drawn(champion), units, confidence)
+    return Interval(difference, lower, upper)

@@ -10,19 +10,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pyproj import Geod
 from tqdm import tqdm
 
 from glacier_core.config import Project
-from glacier_core.dataset.loading import Dataset
+from glacier_core.dataset.blocks import footprints_of
+from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file, whole_folder, write_json
 from glacier_core.model import figures
 from glacier_core.model.baselines import IndexThreshold, PixelForest
+from glacier_core.model.bootstrap import units_needed
+from glacier_core.model.comparison import judged_slices, units_of
+from glacier_core.model.conditions import Conditions, Scores
+from glacier_core.model.judging import Judged
 from glacier_core.model.metrics import UNDEFINED, PrecisionRecall, Score, confusion, scores
 from glacier_core.model.predictor import Predictor
 from glacier_core.model.scoring import predict_split
 from glacier_core.model.training import HISTORY
+from glacier_core.params import PromotionParams
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +54,36 @@ class _Tally:
         return total
 
 
+class _Ground:
+    """Where each test slice lies: in which unit of the bootstrap, with pixels of which size.
+
+    Attributes:
+        kind: what a unit is, in words.
+    """
+
+    def __init__(self, dataset: Dataset, confidence: float) -> None:
+        found = units_of(dataset, units_needed(confidence))
+        self.kind = found.kind
+        slices = [(sample.scene, sample.k) for sample in judged_slices(dataset)]
+        self._units = dict(zip(slices, found.names, strict=True))
+        self._shapes, self._geod = footprints_of(dataset), Geod(ellps="WGS84")
+
+    def unit(self, sample: Sample) -> str:
+        return self._units[sample.scene, sample.k]
+
+    def pixel_m(self, sample: Sample) -> float:
+        """Edge of a square as large as a pixel of a slice, metres."""
+        shape = self._shapes[sample.scene, sample.k]
+        area, _ = self._geod.geometry_area_perimeter(shape)
+        return float(np.sqrt(abs(area) / (sample.height * sample.width)))
+
+
 def evaluate(project: Project) -> dict[str, Any]:
     """Score the trained model and two baselines on the test split, on the same pixels.
 
-    Writes into `data/evaluation/`: `metrics.json` (by method and class), `by_scene.csv`,
-    `confusion.csv`, `precision_recall.csv`, and `figures/`.
+    Writes into `data/evaluation/`: `metrics.json` (by method and class, and the intervals of the
+    U-Net's scores), `by_scene.csv`, `by_condition.csv` (of the U-Net), `confusion.csv`,
+    `precision_recall.csv`, and `figures/`.
 
     Returns:
         The content of `metrics.json`.
@@ -85,6 +117,8 @@ def evaluate(project: Project) -> dict[str, Any]:
     if rule is not None:
         tallies["threshold"] = _Tally(len(names))
     curves = {name: PrecisionRecall() for name in dataset.classes}
+    judged = Judged(names)
+    ground, conditions = _Ground(dataset, project.params.promotion.confidence), Conditions(dataset)
     with whole_folder(project.evaluation_folder) as folder:
         (folder / "figures").mkdir()
         slices = predict_split(predictor, dataset, "test")
@@ -95,6 +129,9 @@ def evaluate(project: Project) -> dict[str, Any]:
         ):
             said = probability.argmax(axis=0).astype(np.uint8)
             tallies["unet"].add(sample.scene, truth, said)
+            pixel_m = ground.pixel_m(sample)
+            judged.add(ground.unit(sample), truth, probability, pixel_m)
+            conditions.add(sample, truth, said, pixel_m)
             tallies["forest"].add(sample.scene, truth, forest.predict(dataset, "test", sample))
             if rule is not None:
                 tallies["threshold"].add(sample.scene, truth, rule.predict(dataset, "test", sample))
@@ -112,6 +149,10 @@ def evaluate(project: Project) -> dict[str, Any]:
                 )
                 figures.save(figure, folder / "figures" / f"example_{sample.scene}_{sample.k}.png")
         metrics = _metrics(tallies, curves, names)
+        metrics["intervals"] = {"units": ground.kind} | _add_judged(
+            metrics["unet"], judged, project.params.promotion, seed
+        )
+        metrics["conditions"] = conditions.scores()
         metrics["protocol"] = {
             "training": predictor.description.training,
             "split": project.postprocess.split,
@@ -120,8 +161,8 @@ def evaluate(project: Project) -> dict[str, Any]:
             "test_blocks": len({sample.block for sample in dataset.splits["test"]}),
             "threshold_rule": rule.rule if rule else UNDEFINED,
         }
-        _write(folder, tallies, curves, names)
-        _draw(folder / "figures", tallies, curves, metrics, names, models / HISTORY)
+        _write(folder, tallies, curves, metrics["conditions"], names)
+        _draw(folder / "figures", tallies, curves, judged, metrics, names, models / HISTORY)
         write_json(folder / METRICS, metrics)
     logger.info("\n%s", table(metrics))
     return metrics
@@ -148,10 +189,30 @@ def _metrics(
     return metrics
 
 
+def _add_judged(
+    scored: dict[str, dict[str, Score]], judged: Judged, params: PromotionParams, seed: int
+) -> dict[str, Any]:
+    """Add what a method's scores lack: confidence, borders, area. Returns all their intervals."""
+    summary = judged.summary(draws=params.draws, confidence=params.confidence, seed=seed)
+    ends: dict[str, dict[str, list[Score]]] = {}
+    for name, values in summary.items():
+        intervals = {key: score for key, score in values.items() if isinstance(score, dict)}
+        for key, score in intervals.items():
+            scored[name].setdefault(key, score["value"])
+        ends[name] = {key: [score["lower"], score["upper"]] for key, score in intervals.items()}
+    return {
+        "confidence": params.confidence,
+        "number_of_units": summary["all"]["units"],
+        "units_by_class": {name: summary[name]["units"] for name in judged.names},
+        "unet": ends,
+    }
+
+
 def _write(
     folder: Path,
     tallies: dict[str, _Tally],
     curves: dict[str, PrecisionRecall],
+    conditions: dict[str, dict[str, Scores]],
     names: list[str],
 ) -> None:
     def rows(file: str, head: list[str], content: list[list[object]]) -> None:
@@ -168,6 +229,17 @@ def _write(
                     shown = [values[key] for key in ("iou", "precision", "recall", "dice")]
                     by_scene.append([method, scene, name, *shown, values["pixels"]])
     rows("by_scene.csv", "method scene class iou precision recall dice pixels".split(), by_scene)
+    keys = "iou precision recall dice pixels".split()
+    rows(
+        "by_condition.csv",
+        ["condition", "group", "class", *keys],
+        [
+            [condition, group, name, *(values.get(key, "") for key in keys)]
+            for condition, groups in conditions.items()
+            for group, found in groups.items()
+            for name, values in found.items()
+        ],
+    )
     rows(
         "confusion.csv",
         ["method", "actual", "predicted", "pixels"],
@@ -192,6 +264,7 @@ def _draw(
     folder: Path,
     tallies: dict[str, _Tally],
     curves: dict[str, PrecisionRecall],
+    judged: Judged,
     metrics: dict[str, Any],
     names: list[str],
     history: Path,
@@ -202,6 +275,8 @@ def _draw(
     areas: dict[str, Score] = {name: metrics["unet"][name]["average_precision"] for name in curves}
     figure = figures.precision_recall_plot({n: c.curve() for n, c in curves.items()}, areas)
     figures.save(figure, folder / "precision_recall.png")
+    errors: dict[str, Score] = {name: metrics["unet"][name]["ece"] for name in [*names, "all"]}
+    figures.save(figures.reliability_plot(judged.reliability(), errors), folder / "reliability.png")
     ious = {
         method: {name: metrics[method][name]["iou"] for name in names[1:]} for method in tallies
     }
@@ -215,8 +290,18 @@ def _shown(score: Score) -> str:
     return f"{score:>10.3f}" if isinstance(score, float) else f"{score!s:>10}"
 
 
+def _between(ends: list[Score]) -> str:
+    lower, upper = ends
+    if isinstance(lower, str) or isinstance(upper, str):
+        return f"{UNDEFINED:>10}"
+    return f"{f'{lower:.2f}-{upper:.2f}':>10}"
+
+
 def table(metrics: dict[str, Any]) -> str:
-    """The main scores as lines of text: one a method, IoU by class and mean over the ice."""
+    """The main scores as lines of text: one a method, IoU by class and mean over the ice.
+
+    Below the U-Net's, their intervals, where there are any.
+    """
     methods = [name for name in ("unet", "forest", "threshold") if name in metrics]
     classes = [name for name in metrics["unet"] if name not in ("all", "background")]
     head = f"{'IoU, test split':<18}" + "".join(f"{name:>11}" for name in classes)
@@ -225,4 +310,11 @@ def table(metrics: dict[str, Any]) -> str:
         cells = [metrics[method][name]["iou"] for name in classes]
         cells += [metrics[method]["all"]["mean_ice_iou"], metrics[method]["all"]["pixel_accuracy"]]
         lines.append(f"{method:<18} " + " ".join(_shown(cell) for cell in cells))
+        intervals = metrics.get("intervals", {})
+        if method in intervals:
+            of = intervals[method]
+            ends = [of[name]["iou"] for name in classes]
+            ends += [of["all"]["mean_ice_iou"], of["all"]["pixel_accuracy"]]
+            label = f"  {intervals['confidence']:.0%} interval"
+            lines.append(f"{label:<18} " + " ".join(_between(pair) for pair in ends))
     return "\n".join(lines)

@@ -132,6 +132,38 @@ def precision_recall_plot(
     return figure
 
 
+def reliability_plot(
+    tables: dict[str, npt.NDArray[np.float64]], errors: dict[str, float | str]
+) -> Figure:
+    """How often the model is right, by how sure it is; on the diagonal it says what it knows.
+
+    Args:
+        tables: by class name, and under `all` of the most likely class: pixels, summed
+            probability and hits by bin (bins, 3).
+        errors: expected calibration error of each.
+    """
+    figure, axes = plt.subplots(figsize=(5.5, 4.5))
+    axes.plot([0, 1], [0, 1], color="#999", linestyle=":")
+    for (name, table), colour in zip(tables.items(), [*COLOURS[: len(tables) - 1], "#444"],
+                                     strict=True):  # fmt: skip
+        filled = table[table[:, 0] > 0]
+        error = errors[name]
+        if isinstance(error, float):
+            axes.plot(
+                filled[:, 1] / filled[:, 0],
+                filled[:, 2] / filled[:, 0],
+                marker="o",
+                markersize=3,
+                color=colour,
+                label=f"{'most likely class' if name == 'all' else name}, error {error:.3f}",
+            )
+    axes.set(xlabel="probability that the model gives", ylabel="share that is so", xlim=(0, 1),
+             ylim=(0, 1.02), title="test split, every valid pixel once")  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def history_plot(rows: Sequence[dict[str, str]], classes: Sequence[str]) -> Figure:
     """Loss, dev IoU by class and learning rate over epochs, from the rows of history.csv."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")

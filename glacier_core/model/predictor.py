@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class ModelDescription:
             confidence; None for a model of before that was possible.
         predicted_share: of its training pixels, the share with such labels.
         class_weights: of each class in the loss; None for a model of before that was kept.
+        temperature: by which its logits are divided before they become probabilities, see
+            `calibration`; 1 for a model of before there was one, and while it is trained.
     """
 
     channels: list[str]
@@ -56,8 +59,11 @@ class ModelDescription:
     predicted: dict[str, str] | None = None
     predicted_share: float = 0.0
     class_weights: dict[str, float] | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"a temperature of {self.temperature}, expected one above 0")
         if not len(self.channels) == len(self.means) == len(self.standard_deviations):
             raise ValueError("not one mean and one standard deviation for each channel")
 
@@ -208,11 +214,12 @@ class Predictor:
         # PyTorch warns of arrays that cannot be written to, such as memory maps.
         writable = np.require(pixels, np.float32, ["W"])
         x = torch.from_numpy(writable).to(self.device, memory_format=torch.channels_last)
-        result: npt.NDArray[np.float32] = self.logits(x).float().softmax(dim=1).cpu().numpy()
+        logits = self.logits(x).float().div_(self.description.temperature)
+        result: npt.NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return result
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's answer, in its precision.
+        """The network's answer, in its precision, before the temperature.
 
         Args:
             x: float32 (batch, channels, height, width), raw, NaN where unseen, on `device`.

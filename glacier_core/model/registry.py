@@ -186,6 +186,9 @@ def _alias_of(client: MlflowClient, name: str, version: str) -> str:
 def _complete_run(client: MlflowClient, project: Project, description: ModelDescription) -> str:
     """The run of this training with all that belongs to it, from the files on disk."""
     run_id = open_run(client, project, description)
+    # As the run was begun, the temperature was not known.
+    client.log_dict(run_id, description.to_json(), DESCRIPTION)
+    client.log_metric(run_id, "temperature", description.temperature)
     with (project.run_folder / "models" / HISTORY).open(newline="") as file:
         log_epochs(client, run_id, list(csv.DictReader(file)))
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())

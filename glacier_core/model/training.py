@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,11 @@ from glacier_core.dataset.augmentation import altered
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.sampling import Crops, ShuffledBatches
 from glacier_core.errors import InputError
-from glacier_core.files import whole_file
+from glacier_core.files import whole_file, write_json
 from glacier_core.model.averaging import AveragedWeights
 from glacier_core.model.beginning import describe, require_ice, require_shared
 from glacier_core.model.board import Board
+from glacier_core.model.calibration import calibrate
 from glacier_core.model.checkpoints import (
     LAST,
     Row,
@@ -235,20 +237,23 @@ class _Trainer:
         return {**row, "images_per_second": speed}
 
     def finish(self) -> None:
-        """Bring the best checkpoint out of its folder, and clear the folder.
+        """Bring the best checkpoint out of its folder with its temperature, and clear the folder.
 
         Copied, so that a run that is stopped here can be finished by the next. The description
         goes first and comes last: without it nobody takes the new weights for the old model's.
         """
         rows = self.state.rows
+        best_one = Predictor.load(self.checkpoints, self.conf.device, self.conf.precision)
+        fitted = calibrate(best_one, self.dataset, self.seed)
+        self.description = replace(self.description, temperature=fitted.temperature)
         (self.folder / DESCRIPTION).unlink(missing_ok=True)
         with whole_file(self.folder / HISTORY) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        for name in (WEIGHTS, DESCRIPTION):
-            with whole_file(self.folder / name) as beside:
-                shutil.copyfile(self.checkpoints / name, beside)
+        with whole_file(self.folder / WEIGHTS) as beside:
+            shutil.copyfile(self.checkpoints / WEIGHTS, beside)
+        write_json(self.folder / DESCRIPTION, self.description.to_json())
         (self.checkpoints / LAST).unlink()  # the first to go: what is left of it ends nothing
         shutil.rmtree(self.checkpoints)
         best = max(rows, key=lambda row: -1.0 if isinstance(row["dev_mean_ice_iou"], str)

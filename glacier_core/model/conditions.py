@@ -1,0 +1,157 @@
+"""The same scores by what makes ground hard: steepness, darkness, the edge of what was seen, size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt, label
+
+from glacier_core.dataset.loading import Dataset, Sample
+from glacier_core.dataset.slicing import IGNORED
+from glacier_core.model.metrics import Score, confusion, scores
+from glacier_core.raster.bands import find_common
+
+Scores = dict[str, dict[str, Score]]
+"""By class name; of a group without a class's mapped pixels, its recall alone."""
+
+_STEEP = 30.0  # degrees
+_DARK = 0.1  # share of a scene's valid pixels
+_NEAR = 5  # pixels
+_SMALL_KM2, _LARGE_KM2 = 0.1, 1.0
+_EVERY = 16  # of a scene's valid pixels looked at for how dark the darkest tenth is
+
+STEEPNESS, BRIGHTNESS, EDGE, SIZE = "steepness", "brightness", "edge of what was seen", "part size"
+
+
+class Conditions:
+    """Pixels by true and mapped class, under each condition that the stored bands can tell.
+
+    - `steepness`: slope from the elevation, or from a slope band in degrees where there is none.
+    - `brightness`: the darkest tenth of each scene's valid test pixels, in green or else red: most
+      of it shadow and water.
+    - `edge of what was seen`: within 5 pixels of one that is ignored, such as beside cloud, gaps and
+      the border.
+    - `part size`: of the true ice connected in a slice, by edges and corners, all classes together.
+      A part that the slice's edge cuts off has no size unless what is seen of it is large.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        bands = dataset.common_bands()
+
+        def named(common: str) -> str | None:
+            at = find_common(bands, common)
+            return None if at is None else bands[at]
+
+        self._dataset, self._names = dataset, dataset.class_names
+        self._height = named("elevation")
+        self._slope = next((name for name in ("slope", "slope_deg") if name in bands), None)
+        self._visible = named("green") or named("red")
+        self._dark = {} if self._visible is None else _darkest(dataset, self._visible)
+        classes = len(self._names)
+        self._counted: dict[tuple[str, str], npt.NDArray[np.int64]] = defaultdict(
+            lambda: np.zeros((classes, classes), dtype=np.int64)
+        )
+
+    def add(
+        self,
+        sample: Sample,
+        truth: npt.NDArray[np.uint8],
+        said: npt.NDArray[np.uint8],
+        pixel_m: float,
+    ) -> None:
+        """Add a test slice.
+
+        Args:
+            sample: the slice.
+            truth: its class numbers (height, width), 255 where ignored or counted before.
+            said: mapped class numbers (height, width).
+            pixel_m: edge of a pixel, metres.
+        """
+        for condition, group, where in self._groups(sample, pixel_m):
+            counted = confusion(np.where(where, truth, np.uint8(IGNORED)), said, len(self._names))
+            self._counted[condition, group] += counted
+
+    def _groups(
+        self, sample: Sample, pixel_m: float
+    ) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
+        slope = self._slope_of(sample, pixel_m)
+        if slope is not None:
+            yield STEEPNESS, f"{_STEEP:.0f} degrees or more", slope >= _STEEP
+            yield STEEPNESS, f"below {_STEEP:.0f} degrees", slope < _STEEP
+        if self._visible is not None:
+            values, dark = self._band(sample, self._visible), self._dark[sample.scene]
+            yield BRIGHTNESS, "darkest tenth", values <= dark
+            yield BRIGHTNESS, "brighter", values > dark
+        numbers = self._dataset.label("test", sample)
+        seen = numbers != IGNORED
+        near = np.zeros_like(seen) if seen.all() else distance_transform_edt(seen) <= _NEAR
+        yield EDGE, f"within {_NEAR} pixels", near
+        yield EDGE, "further away", ~near
+        areas = _part_areas(seen & (numbers > 0), pixel_m)
+        yield SIZE, f"below {_SMALL_KM2} km2", areas < _SMALL_KM2
+        middle = (areas >= _SMALL_KM2) & (areas < _LARGE_KM2)
+        yield SIZE, f"{_SMALL_KM2} to {_LARGE_KM2:.0f} km2", middle
+        yield SIZE, f"{_LARGE_KM2:.0f} km2 or more", areas >= _LARGE_KM2
+
+    def _band(self, sample: Sample, name: str) -> npt.NDArray[np.float32]:
+        return self._dataset.image("test", sample, bands=[name])[..., 0]
+
+    def _slope_of(self, sample: Sample, pixel_m: float) -> npt.NDArray[np.float32] | None:
+        """Degrees (height, width), NaN where unknown; None where no band tells."""
+        if self._height is not None and min(sample.height, sample.width) > 1:
+            by_row, by_col = np.gradient(self._band(sample, self._height), pixel_m)
+            slope: npt.NDArray[np.float32] = np.degrees(np.arctan(np.hypot(by_row, by_col)))
+            return slope
+        return None if self._slope is None else self._band(sample, self._slope)
+
+    def scores(self) -> dict[str, dict[str, Scores]]:
+        """Scores by condition, group and class name, as `metrics.scores` gives them.
+
+        Of `part size`, which the truth alone has, recall and pixels of the ice classes.
+        """
+        result: dict[str, dict[str, Scores]] = {}
+        for (condition, group), matrix in self._counted.items():
+            found = scores(matrix, self._names)
+            del found["all"]
+            if condition == SIZE:
+                found = {
+                    name: {key: found[name][key] for key in ("recall", "pixels")}
+                    for name in self._names[1:]
+                }
+            result.setdefault(condition, {})[group] = found
+        return result
+
+
+def _darkest(dataset: Dataset, band: str) -> dict[str, float]:
+    """By scene, the value of a band that the darkest tenth of its valid test pixels do not exceed."""
+    found: dict[str, list[npt.NDArray[np.float32]]] = defaultdict(list)
+    covers = dataset.counted_once("test")
+    for sample, once in zip(dataset.splits["test"], covers, strict=True):
+        valid = once & (dataset.label("test", sample) != IGNORED)
+        values = dataset.image("test", sample, bands=[band])[..., 0][valid]
+        found[sample.scene].append(values[np.isfinite(values)][::_EVERY])
+    values_of = {scene: np.concatenate(parts) for scene, parts in found.items()}
+    return {
+        scene: float(np.quantile(values, _DARK)) if values.size else -np.inf
+        for scene, values in values_of.items()
+    }
+
+
+def _part_areas(ice: npt.NDArray[np.bool_], pixel_m: float) -> npt.NDArray[np.float64]:
+    """Square kilometres of the connected part that each pixel of ice belongs to (height, width).
+
+    NaN away from ice, and in parts cut off by the array's edge of which less than `_LARGE_KM2` is
+    here: nobody knows how large they are.
+    """
+    numbers, _ = label(ice, structure=np.ones((3, 3)))
+    areas = np.bincount(numbers.ravel()) * (pixel_m / 1000) ** 2
+    edge = np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]])
+    cut = np.zeros(areas.size, dtype=bool)
+    cut[edge] = True
+    areas[cut & (areas < _LARGE_KM2)] = np.nan
+    areas[0] = np.nan
+    result: npt.NDArray[np.float64] = areas[numbers]
+    return result

@@ -1,0 +1,189 @@
+"""Scores by condition count the pixels that the condition holds for, found here another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+from small_dataset import CHANNELS, HEIGHT, SPLIT_OF, WIDTH, build
+from workspace import merge_yaml
+
+from glacier_core.config import Project
+from glacier_core.dataset.loading import Dataset
+from glacier_core.dataset.postprocessing import postprocess
+from glacier_core.dataset.slicing import slice_scene
+from glacier_core.model.conditions import BRIGHTNESS, EDGE, SIZE, STEEPNESS, Conditions
+from glacier_core.model.metrics import confusion, scores
+
+NAMES = ["background", "clean_ice", "debris"]
+PIXEL = 30.0
+SPECK = (slice(72, 75), slice(2, 5))
+"""Ice of 3 x 3 pixels, 0.008 km², in the first test scene."""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Scenes in one slice each, so that no ice is cut off; one has a speck of clean ice more."""
+    root = tmp_path_factory.mktemp("conditions")
+    build(root)
+    merge_yaml(root / "params.yaml", {"slice": {"size": 96}})
+    project = Project(root)
+    for name in SPLIT_OF:
+        slice_scene(project, name)
+    postprocess(project)
+    dataset = Dataset.open(project.dataset_folder)
+    assert len(dataset.splits["test"]) == 2
+    first = min(dataset.splits["test"], key=lambda sample: sample.scene)
+    path = dataset.folder / "test" / first.label
+    label = np.load(path)
+    assert (label[*SPECK] == 0).all()
+    label[*SPECK, 0] = 1
+    path.unlink()  # it may share its content with the slice that it was linked from
+    np.save(path, label)
+    return project
+
+
+def scenes_of(
+    project: Project,
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.uint8]]]:
+    """By test scene: its name, channels (channels, height, width) and class numbers."""
+    dataset = Dataset.open(project.dataset_folder)
+    for sample in dataset.splits["test"]:
+        image = np.moveaxis(dataset.image("test", sample), -1, 0)
+        yield sample.scene, image, dataset.label("test", sample)
+
+
+def said_of(scene: str) -> NDArray[np.uint8]:
+    """Any map of a scene."""
+    return np.random.default_rng(len(scene) + ord(scene[5])).integers(
+        0, 3, (HEIGHT, WIDTH), np.uint8
+    )
+
+
+@pytest.fixture(scope="module")
+def found(project: Project) -> dict[str, Any]:
+    dataset = Dataset.open(project.dataset_folder)
+    conditions = Conditions(dataset)
+    for sample in dataset.splits["test"]:
+        truth = dataset.label("test", sample)
+        conditions.add(sample, truth, said_of(sample.scene), PIXEL)
+    return conditions.scores()
+
+
+def scores_where(project: Project, where: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
+    """Scores over the valid test pixels for which a condition holds, by scene."""
+    matrix = np.zeros((3, 3), dtype=np.int64)
+    for name, _, truth in scenes_of(project):
+        kept = np.where(where[name], truth, 255).astype(np.uint8)
+        matrix += confusion(kept, said_of(name), 3)
+    result = scores(matrix, NAMES)
+    del result["all"]
+    return result
+
+
+def test_steepness_comes_from_the_elevation(project: Project, found: dict[str, Any]) -> None:
+    steep, gentle = {}, {}
+    for name, image, _ in scenes_of(project):
+        rise, fall = np.gradient(image[CHANNELS.index("elevation")] / PIXEL)
+        tangent = np.sqrt(rise**2 + fall**2)
+        steep[name], gentle[name] = tangent >= np.tan(np.pi / 6), tangent < np.tan(np.pi / 6)
+    assert found[STEEPNESS] == {
+        "30 degrees or more": scores_where(project, steep),
+        "below 30 degrees": scores_where(project, gentle),
+    }
+    assert found[STEEPNESS]["below 30 degrees"]["background"]["pixels"] > 0
+
+
+def test_the_darkest_tenth_is_that_of_each_scene(project: Project, found: dict[str, Any]) -> None:
+    pixels = {
+        group: sum(found[BRIGHTNESS][group][name]["pixels"] for name in NAMES)
+        for group in ("darkest tenth", "brighter")
+    }
+    assert pixels["darkest tenth"] / sum(pixels.values()) == pytest.approx(0.1, abs=0.02)
+    # Clean ice is twice as bright in green as what lies about it.
+    assert found[BRIGHTNESS]["darkest tenth"]["clean_ice"]["pixels"] <= 9  # the speck is painted
+    valid = sum(int((truth != 255).sum()) for _, _, truth in scenes_of(project))
+    assert sum(pixels.values()) == valid
+
+
+def test_near_is_within_five_pixels_of_what_is_ignored(
+    project: Project, found: dict[str, Any]
+) -> None:
+    rows, cols = np.mgrid[-5:6, -5:6]
+    disc = rows**2 + cols**2 <= 25
+    near = {
+        name: binary_dilation(truth == 255, structure=disc) for name, _, truth in scenes_of(project)
+    }
+    far = {name: ~where for name, where in near.items()}
+    assert found[EDGE] == {
+        "within 5 pixels": scores_where(project, near),
+        "further away": scores_where(project, far),
+    }
+
+
+def test_parts_of_ice_are_grouped_by_their_size(project: Project, found: dict[str, Any]) -> None:
+    groups = found[SIZE]
+    assert list(groups) == ["below 0.1 km2", "0.1 to 1 km2", "1 km2 or more"]
+    assert groups["below 0.1 km2"]["clean_ice"]["pixels"] == 9
+    hit = int((said_of("LE07_R_20001025")[SPECK] == 1).sum())
+    assert groups["below 0.1 km2"]["clean_ice"]["recall"] == pytest.approx(hit / 9)
+    assert groups["below 0.1 km2"]["debris"] == {"recall": "undefined", "pixels": 0}
+    # Of the clean ice, the gap leaves 0.95 km² in the one scene and 1.01 in the other.
+    truths = {name: truth for name, _, truth in scenes_of(project)}
+    smaller = int((truths["LE07_R_20001025"] == 1).sum()) - 9
+    larger = int((truths["LE07_S_20001025"] == 1).sum())
+    assert smaller * 0.0009 < 1 < larger * 0.0009
+    assert groups["0.1 to 1 km2"]["clean_ice"]["pixels"] == smaller
+    assert groups["1 km2 or more"]["clean_ice"]["pixels"] == larger
+    assert groups["0.1 to 1 km2"]["debris"]["pixels"] == sum(
+        int((truth == 2).sum()) for truth in truths.values()
+    )
+
+
+def test_ice_cut_off_by_the_slice_has_no_size_but_large_is_large(project: Project) -> None:
+    dataset = Dataset.open(project.dataset_folder)
+    [sample] = [s for s in dataset.splits["test"] if s.scene == "LE07_S_20001025"]
+    path = dataset.folder / "test" / sample.label
+    kept = path.read_bytes()
+    label = np.load(path)
+    try:
+        label[50:68, :14, 1] = 1  # debris, from the middle to the edge: 0.8 km² are here
+        np.save(path, label)
+        for pixel, group in ((30.0, None), (40.0, "1 km2 or more")):
+            conditions = Conditions(dataset)
+            truth = dataset.label("test", sample)
+            conditions.add(sample, truth, said_of(sample.scene), pixel)
+            counted: dict[str, Any] = {
+                name: found["debris"]["pixels"] for name, found in conditions.scores()[SIZE].items()
+            }
+            debris = int((truth == 2).sum())
+            assert {name for name, pixels in counted.items() if pixels} == ({group} - {None})
+            assert sum(counted.values()) == (debris if group else 0)
+    finally:
+        path.write_bytes(kept)
+
+
+def test_what_was_counted_before_is_not_counted_again(project: Project) -> None:
+    dataset = Dataset.open(project.dataset_folder)
+    [sample] = [s for s in dataset.splits["test"] if s.scene == "LE07_S_20001025"]
+    conditions = Conditions(dataset)
+    nothing = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    conditions.add(sample, nothing, said_of(sample.scene), PIXEL)
+    for groups in conditions.scores().values():
+        for by_class in groups.values():
+            assert [values["pixels"] for values in by_class.values()] == [0] * len(by_class)
+
+
+def test_conditions_that_no_band_tells_are_left_out(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dataset, "common_bands", lambda _: ["B4"])
+    dataset = Dataset.open(project.dataset_folder)
+    conditions = Conditions(dataset)
+    sample = dataset.splits["test"][0]
+    conditions.add(sample, dataset.label("test", sample), said_of(sample.scene), PIXEL)
+    assert list(conditions.scores()) == [EDGE, SIZE]
