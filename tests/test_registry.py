@@ -34,6 +34,7 @@ from workspace import BIN, environment, merge_yaml, run
 from glacier_core.cli import main
 from glacier_core.config import Project
 from glacier_core.errors import InputError, ServiceError
+from glacier_core.model.card import model_card
 from glacier_core.model.checkpoints import Row
 from glacier_core.model.evaluation import evaluate
 from glacier_core.model.predictor import ModelDescription, Predictor
@@ -708,6 +709,39 @@ def test_the_version_says_which_data_made_it(registered: tuple[Project, Registra
     statistics = json.loads((project.dataset_folder / "statistics.json").read_text())
     assert metadata["channels"] == statistics["bands"]
     assert metadata["means"] == statistics["means"]
+
+
+def test_the_version_has_a_card_with_the_scores_of_its_evaluation(
+    registered: tuple[Project, Registration],
+) -> None:
+    project, first = registered
+    client = client_of(project)
+    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    text = client.get_model_version(NAME, first.version).description
+    assert len(text) <= 5000  # what MLflow's own tables hold
+    path = client.download_artifacts(first.run_id, "model_card.html")
+    page = Path(path).read_text()
+    for card in (text, page):
+        for name in ("clean_ice", "debris"):
+            assert f"{metrics['unet'][name]['iou']:.3f}" in card
+        assert f"{metrics['protocol']['test_slices']} test slices" in card
+        assert all(channel in card for channel in ("B2", "elevation"))
+        assert "What it learned from" in card
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http" not in page.replace("http-equiv", "")  # nothing from elsewhere
+
+
+def test_a_leaky_split_stands_in_the_card(
+    registered: tuple[Project, Registration],
+) -> None:
+    project, _ = registered
+    models = project.run_folder / "models"
+    description = ModelDescription.from_json(json.loads((models / "model.json").read_text()))
+    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    metrics["protocol"]["leaky"] = True
+    text, page = model_card(project, description, metrics)
+    assert "LEAKS" in text
+    assert "LEAKS" in page
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError, ServiceError
 from glacier_core.files import write_json
 from glacier_core.model.alone import alone
+from glacier_core.model.card import CARD, model_card
 from glacier_core.model.evaluation import METRICS
 from glacier_core.model.predictor import DESCRIPTION, WEIGHTS, ModelDescription
 from glacier_core.model.tracking import (
@@ -41,6 +42,8 @@ from glacier_core.model.training import HISTORY
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+# MLflow's databases hold descriptions of so many characters; the whole card is in the run.
+_LONGEST = 5000
 _KEY, _ANNOUNCED = "glacier.train_key", "glacier.announced"
 
 
@@ -252,9 +255,13 @@ def _log_model(
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
     metadata = {key: value for key, value in asdict(description).items() if key != "blocks"}
+    whole = _with_blocks(project, description)
+    metrics = json.loads((project.evaluation_folder / METRICS).read_text())
+    card, page = model_card(project, whole, metrics)
+    client.log_text(run_id, page, CARD)
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id):
         described = Path(place) / DESCRIPTION
-        write_json(described, _with_blocks(project, description).to_json())
+        write_json(described, whole.to_json())
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -276,7 +283,7 @@ def _log_model(
         # A server tells by it who may; a file of one's own does not ask.
         model_id=logged.model_id,
         run_id=run_id,
-        description=_in_words(project, description),
+        description=f"{_in_words(project, description)}\n\n{card}"[:_LONGEST],
         tags={_KEY: key, "dataset": description.dataset, **description.marks()},
     )
 
