@@ -71,6 +71,7 @@ def main(ctx: click.Context, quiet: bool) -> None:
       register    make it a model version            -> MLflow: glacier-unet
       promote     champion, if better on test blocks -> MLflow: glacier-unet
       blocks      keep blocks in their split         -> conf/blocks.geojson
+      crossvalidate  measure it on all ground        -> data/crossvalidation/
 
     \b
       map         map scenes with a model            -> data/maps/
@@ -84,8 +85,8 @@ def main(ctx: click.Context, quiet: bool) -> None:
       fetch       download them, then ingest         -> data/raw/products/, data/raw/landsat/
       ingest      make scenes of Landsat products    -> data/raw/landsat/
 
-    `dvc repro` runs them all but promote, blocks, review and what brings scenes in, and
-    again only what changed.
+    `dvc repro` runs them all but promote, blocks, crossvalidate, review and what brings
+    scenes in, and again only what changed.
     """
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 BACKGROUND = "background"
 SPLITS = ("train", "dev", "test")
 Split = Literal["train", "dev", "test"]
+PROTOCOLS = ("blocks", "regions", "scenes", "groups", "random")
+"""What tests in turn in a cross-validation."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -72,9 +72,7 @@ def postprocess(project: Project) -> Dataset:
     usable = [
         i
         for i, record in enumerate(records)
-        if record.img is not None
-        and record.valid_fraction >= params.min_valid_fraction
-        and record.scene not in unused
+        if usable_slice(record, params) and record.scene not in unused
     ]
     if not usable:
         raise InputError(
@@ -87,7 +85,10 @@ def postprocess(project: Project) -> Dataset:
     footprints = gpd.GeoSeries([shapes[i] for i in usable], crs="EPSG:4326")
     assignment = assign(
         footprints,
-        [_candidate(records[i], years[records[i].scene], conf.classes, predicted) for i in usable],
+        [
+            candidate_of(records[i], years[records[i].scene], conf.classes, predicted)
+            for i in usable
+        ],
         method=conf.split,
         shares=params.split.shares(),
         block_km=params.block_km,
@@ -137,9 +138,15 @@ def _check_slices(project: Project, scenes: list[SlicedScene]) -> None:
             )
 
 
-def _candidate(
+def usable_slice(record: SliceRecord, params: PostprocessParams) -> bool:
+    """Whether enough of a slice was seen for it to be in any split."""
+    return record.img is not None and record.valid_fraction >= params.min_valid_fraction
+
+
+def candidate_of(
     record: SliceRecord, year: int | None, classes: list[str], predicted: Mapping[str, str]
 ) -> Candidate:
+    """A slice as `assign` weighs it: by its valid pixels, and those of each class."""
     valid = record.valid_fraction * record.height * record.width
     weights = {"valid": valid}
     weights |= {name: record.class_fractions[name] * valid for name in classes}

@@ -66,18 +66,19 @@ class Assignment:
     settled: list[bool]
 
 
-def _balanced(
+def balanced(
     groups: Sequence[str],
     candidates: Sequence[Candidate],
     shares: Mapping[str, float],
     seed: int,
     fixed: Mapping[str, str],
 ) -> dict[str, str]:
-    """Assign whole groups so that each split gets its share of every weight.
+    """Assign whole groups so that each split in `shares`, or fold, gets its share of every weight.
 
     Groups in `fixed` have their split; of the others the heaviest first, each to the split that
     brings all shares nearest to their targets; the seed shuffles groups of similar weight.
     """
+    splits = list(shares)
     names = sorted({name for c in candidates for name in c.weights})
     order = sorted(set(groups))
     content = np.zeros((len(order), len(names)))
@@ -85,24 +86,24 @@ def _balanced(
         content[order.index(group)] += [candidate.weights.get(name, 0.0) for name in names]
     totals = content.sum(axis=0)
     content = content[:, totals > 0] / totals[totals > 0]
-    target = np.array([shares[name] for name in SPLITS])[:, None]
-    filled = np.zeros((len(SPLITS), content.shape[1]))
+    target = np.array([shares[name] for name in splits])[:, None]
+    filled = np.zeros((len(splits), content.shape[1]))
     jitter = np.random.default_rng(seed).uniform(0.7, 1.3, len(order))
     chosen = {name: fixed[name] for name in order if name in fixed}
     for name, split in chosen.items():
-        filled[SPLITS.index(split)] += content[order.index(name)]
+        filled[splits.index(split)] += content[order.index(name)]
     for i in np.argsort(-content.sum(axis=1) * jitter, kind="stable"):
         if order[i] in fixed:
             continue
         costs = []
-        for s in range(len(SPLITS)):
+        for s in range(len(splits)):
             trial = filled.copy()
             trial[s] += content[i]
             # A split that may not have anything must stay empty at any price.
             costs.append(np.inf if target[s] == 0 else float(((trial - target) ** 2).sum()))
         best = int(np.argmin(costs))
         filled[best] += content[i]
-        chosen[order[i]] = SPLITS[best]
+        chosen[order[i]] = splits[best]
     return chosen
 
 
@@ -237,7 +238,7 @@ def assign(
     blocks = _blocks(footprints, block_km, buffer_m, recorded, held)
     if method == "blocks":
         fixed = {name: block.split for name, block in recorded.items()}
-        chosen = _balanced(blocks, candidates, shares, seed, fixed)
+        chosen = balanced(blocks, candidates, shares, seed, fixed)
         splits: list[str | None] = [chosen[block] for block in blocks]
         wanted = [name for name in SPLITS if shares[name] > 0]
     elif method == "random":

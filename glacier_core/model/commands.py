@@ -1,4 +1,4 @@
-"""The verbs of the command line that decide which model is used, and on which ground they judge."""
+"""The verbs of the command line that say what a model is worth, which is used, and on which ground."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import click
 
 from glacier_core.config import Project
 from glacier_core.errors import InputError
+from glacier_core.settings import PROTOCOLS
 
 
 @click.command("blocks")
@@ -69,4 +70,67 @@ def promote_command(
     click.echo(f"{decision.outcome}: {decision.summary}\n{decision.run_url}")
 
 
-COMMANDS = [blocks_command, promote_command]
+@click.command("crossvalidate")
+@click.option(
+    "--by",
+    required=True,
+    type=click.Choice(PROTOCOLS),
+    help="What tests in turn. random leaks: for comparison with published numbers.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    help="Deal blocks (5 by default), regions or scenes into so many folds.",
+)
+@click.option(
+    "--groups",
+    multiple=True,
+    metavar="NAME=SCENE,SCENE",
+    help="A group of scenes, for --by groups; repeat it, or give a YAML file of all.",
+)
+@click.option("--seeds", metavar="1,2,3", help="Of the trainings of each fold.  [default: 1,2,3]")
+@click.option(
+    "--name", help="Of the folder, and the MLflow run; by default as --by and --folds say."
+)
+@click.option("--only", metavar="FOLD", help="Make this fold alone, or go on with it.")
+@click.pass_obj
+def crossvalidate_command(
+    project: Project,
+    by: str,
+    folds: int | None,
+    groups: tuple[str, ...],
+    seeds: str | None,
+    name: str | None,
+    only: str | None,
+) -> None:
+    """Measure the configuration: all ground tests once, by models that never saw it.
+
+    Works on data/slices. Trains once a fold and seed, by the steps and settings of the project; in
+    each, everything is chosen on a share of the training ground. Writes
+    data/crossvalidation/NAME/: scores.json, scores.csv, report.md, figures/, predictions/, a
+    folder a fold and seed; and MLflow runs below one of that name. What is made already stays, and
+    a training that was stopped goes on.
+    """
+    from glacier_core.dataset.folds import read_groups
+    from glacier_core.model.crossreport import REPORT, summary
+    from glacier_core.model.crossvalidation import SEEDS, crossvalidate
+
+    parts = seeds.split(",") if seeds is not None else [str(seed) for seed in SEEDS]
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--seeds {seeds}: expected whole numbers, as in 1,2,3")
+    numbers = [int(part) for part in parts]
+    made, pooled = crossvalidate(
+        project, by=by, folds=folds, groups=read_groups(groups), seeds=numbers, name=name, only=only
+    )
+    if pooled is None:
+        missing = made.missing(numbers)
+        click.echo(
+            f"{only} is made; missing: "
+            + ", ".join(f"{fold.name} with seed {seed}" for fold, seed in missing)
+            + ". Without --only they are made too, and scored together"
+        )
+        return
+    click.echo(f"{summary(pooled)}\n{made.folder / REPORT}, with scores.json, scores.csv, figures/")
+
+
+COMMANDS = [blocks_command, promote_command, crossvalidate_command]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # noqa: E402
 from mlflow.entities import Metric  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 # MLflow sets its own level when it is imported.
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 STORE_ERRORS = (MlflowException, SQLAlchemyError, ImportError, OSError)
 """What a store raises that is away, damaged, full, or lacks its driver."""
 
-_TRAINING = "glacier.training"
+_TRAINING, _CROSSVALIDATION = "glacier.training", "glacier.crossvalidation"
 _URI = "MLFLOW_TRACKING_URI"
 
 
@@ -160,13 +162,63 @@ def _find_run(client: MlflowClient, project: Project, training: str) -> str | No
     return found[0].info.run_id if found else None
 
 
-def open_run(client: MlflowClient, project: Project, description: ModelDescription) -> str:
-    """Start the run of a training, or the one already there."""
-    known = _find_run(client, project, description.training)
+@dataclass(frozen=True)
+class Within:
+    """What the trainings of a cross-validation are run within: below one run, in the project's store.
+
+    Attributes:
+        project: whose store and history of code and data.
+        name: of the cross-validation and its run.
+        run: name of the training's run.
+        tags: of the training's run.
+    """
+
+    project: Project
+    name: str
+    run: str
+    tags: Mapping[str, str]
+
+    def key(self, training: str) -> str:
+        """What its run is found by; never the run of the same training in the pipeline."""
+        return f"{self.run} {training}"
+
+
+def open_parent(client: MlflowClient, project: Project, name: str, tags: Mapping[str, str]) -> str:
+    """Start the run of a cross-validation, or the one already there."""
+    experiment = client.get_experiment_by_name(project.train.tracking.experiment)
+    assert experiment is not None  # `connect` made it
+    known = client.search_runs(
+        [experiment.experiment_id], f"tags.`{_CROSSVALIDATION}` = '{name}'", max_results=1
+    )
+    made = {**tags, **lineage(project), _CROSSVALIDATION: name}
+    run = (
+        known[0] if known else client.create_run(experiment.experiment_id, tags=made, run_name=name)
+    )
+    identity: str = run.info.run_id
+    return identity
+
+
+def open_run(
+    client: MlflowClient,
+    project: Project,
+    description: ModelDescription,
+    within: Within | None = None,
+) -> str:
+    """Start the run of a training, or the one already there; below that of a cross-validation."""
+    training = description.training if within is None else within.key(description.training)
+    known = _find_run(client, within.project if within else project, training)
     if known is not None:
         return known
-    tags = {"dataset": description.dataset, **lineage(project), **description.marks()}
-    with mlflow.start_run(run_name=project.params.train.run_name, tags=tags) as run:
+    tags = {"dataset": description.dataset, **description.marks()}
+    if within is None:
+        run_name = project.params.train.run_name
+        tags |= lineage(project)
+    else:
+        run_name = within.run
+        shared = {key: within.tags[key] for key in ("protocol", "leaky")}
+        parent = open_parent(client, within.project, within.name, shared)
+        tags |= {**lineage(within.project), **within.tags, MLFLOW_PARENT_RUN_ID: parent}
+    with mlflow.start_run(run_name=run_name, tags=tags) as run:
         parameters = hyperparameters(project)
         if description.class_weights:  # params.yaml may leave them to the dataset
             parameters |= _flat("train.class_weights", description.class_weights)
@@ -181,7 +233,7 @@ def open_run(client: MlflowClient, project: Project, description: ModelDescripti
         slices = MetaDataset(place, name="slices", digest=digest)  # type: ignore[abstract]
         mlflow.log_input(slices, context="training")
         # Last, so that a run that could not be begun properly is never taken for this one.
-        mlflow.set_tag(_TRAINING, description.training)
+        mlflow.set_tag(_TRAINING, training)
         identity: str = run.info.run_id
     return identity
 
@@ -204,6 +256,39 @@ def log_epochs(
         client.log_batch(run_id, [metric for metric in metrics if metric.key != "epoch"])
 
 
+def log_crossvalidation(
+    project: Project,
+    name: str,
+    tags: Mapping[str, str],
+    scores: Mapping[str, float],
+    trainings: Sequence[tuple[Within, str, Mapping[str, float]]],
+    files: Sequence[Path],
+) -> None:
+    """Log the scores of a cross-validation into its run, and those of each training into its own.
+
+    Args:
+        project: whose store.
+        name, tags: see `open_parent`.
+        scores: of all folds together, by metric.
+        trainings: where each belongs, its fingerprint, and its scores.
+        files: and folders that the run keeps.
+    """
+    client = connect(project)
+    now = time.time_ns() // 1_000_000
+    for within, training, values in trainings:
+        run_id = _find_run(client, project, within.key(training))
+        if run_id is not None:  # None: the store was away while it trained
+            client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in values.items()])
+    parent = open_parent(client, project, name, tags)
+    client.log_batch(parent, [Metric(key, value, now, 0) for key, value in scores.items()])
+    for path in files:
+        if path.is_dir():
+            client.log_artifacts(parent, str(path), path.name)
+        else:
+            client.log_artifact(parent, str(path))
+    client.set_terminated(parent, "FINISHED")
+
+
 class RunLogger:
     """An observer of training that writes the MLflow run as it goes.
 
@@ -211,8 +296,8 @@ class RunLogger:
     `register` from the files of the run.
     """
 
-    def __init__(self, project: Project) -> None:
-        self._project = project
+    def __init__(self, project: Project, within: Within | None = None) -> None:
+        self._project, self._within = project, within
         self._client: MlflowClient | None = None
         self._run_id = ""
         self._open = False
@@ -226,8 +311,9 @@ class RunLogger:
 
     def begin(self, description: ModelDescription, past: list[Row]) -> None:
         def start() -> None:
-            self._client = client = connect(self._project)
-            self._run_id = open_run(client, self._project, description)
+            within = self._within
+            self._client = client = connect(within.project if within else self._project)
+            self._run_id = open_run(client, self._project, description, within)
             mlflow.enable_system_metrics_logging()
             mlflow.set_system_metrics_sampling_interval(5)
             mlflow.start_run(run_id=self._run_id)

@@ -1,0 +1,365 @@
+"""Which ground tests in which turn, and which chooses: the folds of a cross-validation.
+
+Every piece of ground tests once. What trains, chooses and tests within a fold is then said in the
+words that `glacier postprocess` knows: scenes by name, recorded blocks, or regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import geopandas as gpd
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from glacier_core.config import Project, check, read_yaml
+from glacier_core.dataset.blocks import joined
+from glacier_core.dataset.postprocessing import candidate_of, usable_slice
+from glacier_core.dataset.predicted import predicted_scenes
+from glacier_core.dataset.slicing import SlicedScene
+from glacier_core.dataset.splitting import Candidate, assign, balanced
+from glacier_core.errors import InputError
+from glacier_core.labels.inventory import read_vector
+from glacier_core.settings import PROTOCOLS, Checked, check_names
+
+BLOCK_FOLDS = 5
+"""Of blocks, where nobody says how many: as studies that leave ground out mostly do."""
+
+# Scenes that show so much of each other's ground are dates of one place.
+_SAME_GROUND = 0.5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One turn.
+
+    Attributes:
+        name: of the ground that tests, or `fold1` and so on where several are taken together.
+        splits: split of each unit of ground; empty for a random split, which knows none.
+    """
+
+    name: str
+    splits: dict[str, str] = field(default_factory=dict)
+
+    def units(self, split: str) -> list[str]:
+        return [name for name, chosen in self.splits.items() if chosen == split]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All turns.
+
+    Attributes:
+        by: one of `PROTOCOLS`.
+        folds: the turns.
+        ground: of each unit that is no scene, its polygon in EPSG:4326.
+        pieces: by scene and number of each slice that can test, the piece of ground that the
+            bootstrap draws it with. A block; or a place within one, as a tile is, at all its dates.
+        scenes: that take part. None that a model labelled: it may have learned from what tests.
+    """
+
+    by: str
+    folds: list[Fold]
+    ground: dict[str, BaseGeometry]
+    pieces: dict[tuple[str, int], str]
+    scenes: list[str]
+
+    @property
+    def leaky(self) -> bool:
+        return self.by == "random"
+
+    def fold(self, name: str) -> Fold:
+        for one in self.folds:
+            if one.name == name:
+                return one
+        names = ", ".join(one.name for one in self.folds)
+        raise InputError(f"--only {name}: there is no such fold; there are {names}")
+
+
+class _Groups(Checked):
+    groups: dict[str, list[str]]
+
+
+def read_groups(values: Sequence[str]) -> dict[str, list[str]]:
+    """Groups of scenes from `NAME=SCENE,SCENE` texts, or from a YAML file that maps each name to its scenes.
+
+    Raises:
+        InputError: it is neither, or a group comes twice.
+    """
+    groups: dict[str, list[str]] = {}
+    for value in values:
+        name, found, scenes = value.partition("=")
+        if found:
+            more = {name: [scene for scene in scenes.split(",") if scene]}
+        else:
+            path = Path(value)
+            more = check(_Groups, {"groups": read_yaml(path)}, path).groups
+        if twice := set(more) & set(groups):
+            raise InputError(f"--groups: {', '.join(sorted(twice))} is given twice")
+        groups |= more
+    return groups
+
+
+def plan_folds(
+    project: Project,
+    by: str,
+    folds: int | None = None,
+    groups: Mapping[str, list[str]] | None = None,
+) -> Plan:
+    """Make the folds of the slices that lie in `data/slices`.
+
+    In each fold, what chooses (dev) is a share of the units that do not test: `postprocess.split`
+    in params.yaml, dev against train.
+
+    Args:
+        project: whose slices.
+        by: `scenes` (each tests once, or dealt into `folds`; dates of one place together), `blocks` (of `postprocess.block_km`,
+            dealt into `folds`), `regions` (of `regions_path`, by their column `region`), `groups`
+            of scenes, or `random`: slices drawn as `split: random` does, which leaks.
+        folds: number of folds.
+        groups: scenes by name of the group.
+
+    Raises:
+        InputError: nothing is sliced, too little ground for so many folds, none of it with ice to
+            choose by, or groups and regions that do not fit the project.
+    """
+    if by not in PROTOCOLS:
+        raise InputError(f"--by {by}: expected one of {', '.join(PROTOCOLS)}")
+    if (by == "groups") != bool(groups):
+        raise InputError("--by groups needs --groups NAME=SCENE,SCENE or a file, and only it does")
+    if folds is not None and (by in ("groups", "random") or folds < 2):
+        raise InputError(f"--folds {folds}: give 2 or more, with --by blocks, regions or scenes")
+    conf, params = project.postprocess, project.params.postprocess
+    predicted = predicted_scenes(project)
+    names = [name for name in project.masking.scenes if name not in predicted]
+    if groups:
+        _check_groups(project, groups, names)
+        names = [name for name in names if any(name in held for held in groups.values())]
+    sliced = [SlicedScene.read(project.slice_folder(name) / "slices.geojson") for name in names]
+    pairs = [
+        (record, shape)
+        for scene in sliced
+        for record, shape in zip(scene.slices, scene.footprints, strict=True)
+        if usable_slice(record, params)
+    ]
+    if not pairs:
+        raise InputError(
+            "no slice has enough valid pixels to train and test with (postprocess.min_valid_fraction)"
+        )
+    candidates = [candidate_of(record, None, conf.classes, {}) for record, _ in pairs]
+    shapes = gpd.GeoSeries([shape for _, shape in pairs], crs="EPSG:4326")
+    blocks = assign(
+        shapes, candidates, method="blocks", shares={"train": 1, "dev": 0, "test": 0},
+        block_km=params.block_km, buffer_m=params.buffer_m, named={}, regions=None,
+        seed=project.params.seed,
+    ).blocks  # fmt: skip
+    scenes, outlines = [record.scene for record, _ in pairs], list(shapes.values)
+    places = _places(scenes, outlines)
+    pieces = blocks if by == "blocks" else _pieces(scenes, blocks, places)
+    ground: dict[str, BaseGeometry] = {}
+    fold_of: dict[str, str] | None = None
+    units: list[str | None] = [places[scene] for scene in scenes]
+    if by == "blocks":
+        units, folds = list(blocks), folds or BLOCK_FOLDS
+        ground = _joined(blocks, outlines)
+    elif by == "regions":
+        ground, fold_of = _regions(project)
+        units = _inside(outlines, ground)
+    elif groups:
+        group_of = {scene: name for name, held in groups.items() for scene in held}
+        units = [f"{group_of[scene]} {places[scene]}" for scene in scenes]
+        fold_of = {str(unit): group_of[scene] for unit, scene in zip(units, scenes, strict=True)}
+    if by == "random":
+        turns = [Fold("random")]
+    else:
+        inside = [i for i, unit in enumerate(units) if unit is not None]
+        known = [str(units[i]) for i in inside]
+        turns = _turns(project, known, [candidates[i] for i in inside], fold_of, folds, by)
+    if by in ("scenes", "groups"):
+        unit_of = dict(zip(scenes, map(str, units), strict=True))
+        turns = [
+            Fold(turn.name, {scene: turn.splits[unit] for scene, unit in unit_of.items()})
+            for turn in turns
+        ]
+    keys = [(record.scene, record.k) for record, _ in pairs]
+    return Plan(by, turns, ground, dict(zip(keys, pieces, strict=True)), names)
+
+
+def _check_groups(project: Project, groups: Mapping[str, list[str]], names: list[str]) -> None:
+    listed = [scene for held in groups.values() for scene in held]
+    for scene in listed:
+        project.scene(scene)
+        if scene not in names:
+            raise InputError(
+                f"--groups: {scene} was labelled by a model, which may have learned from what tests"
+            )
+        if listed.count(scene) > 1:
+            raise InputError(f"--groups: scene {scene} stands in two groups")
+    if len(groups) < 2 or not all(groups.values()):
+        raise InputError("--groups: expected two groups or more, each with a scene or more")
+
+
+def _regions(project: Project) -> tuple[dict[str, BaseGeometry], dict[str, str]]:
+    """Polygons of `regions_path` in EPSG:4326 by unit, and the region of each.
+
+    Regions are named by the column `region`; without it each polygon is one.
+    """
+    place = project.postprocess.regions_path
+    if place is None:
+        raise InputError(
+            "conf/postprocess.yaml: --by regions needs regions_path, a vector file of polygons with "
+            "a column region"
+        )
+    frame = read_vector(project.root / place).to_crs("EPSG:4326")
+    if "region" in frame:
+        names = [str(name) for name in frame["region"]]
+    else:
+        names = [f"region{i + 1}" for i in range(len(frame))]
+    units = [f"{name}.{i + 1}" for i, name in enumerate(names)]
+    shapes = dict(zip(units, frame.geometry, strict=True))
+    return shapes, dict(zip(units, names, strict=True))
+
+
+def _inside(shapes: Sequence[BaseGeometry], ground: Mapping[str, BaseGeometry]) -> list[str | None]:
+    """The first unit that holds a shape's centre, as `split: regions` has it; None outside all."""
+    return [
+        next((unit for unit, held in ground.items() if held.contains(shape.centroid)), None)
+        for shape in shapes
+    ]
+
+
+def _turns(
+    project: Project,
+    units: Sequence[str],
+    candidates: Sequence[Candidate],
+    fold_of: Mapping[str, str] | None,
+    folds: int | None,
+    by: str,
+) -> list[Fold]:
+    """The folds of units of ground, one unit and candidate a slice."""
+    there = list(dict.fromkeys(units))
+    if not there:
+        raise InputError("--by regions: no slice lies in any region of regions_path")
+    fold_of = {unit: (fold_of or {}).get(unit, unit) for unit in there}
+    if folds is not None:
+        keys = [fold_of[unit] for unit in units]
+        if folds > len(set(keys)):
+            raise InputError(
+                f"--folds {folds}: there are only {len(set(keys))} {by}. Give fewer folds"
+                + (", or a smaller postprocess.block_km" if by == "blocks" else "")
+            )
+        shares = {f"fold{k + 1}": 1 / folds for k in range(folds)}
+        dealt = balanced(keys, candidates, shares, project.params.seed, {})
+        fold_of = {unit: dealt[key] for unit, key in fold_of.items()}
+    names = sorted(set(fold_of.values()), key=_natural)
+    if len(names) < 2:
+        raise InputError(f"--by {by}: there is only {names[0]}, and nothing else to train on")
+    try:
+        check_names("fold", names)
+    except ValueError as error:
+        raise InputError(f"--by {by}: {error}") from None
+    split = project.params.postprocess.split
+    share = split.dev / max(split.dev + split.train, 1e-9)
+    content: dict[str, dict[str, float]] = {}
+    for unit, candidate in zip(units, candidates, strict=True):
+        sums = content.setdefault(unit, {})
+        for name, weight in candidate.weights.items():
+            sums[name] = sums.get(name, 0.0) + weight
+    turns = []
+    for name in names:
+        rest = {unit: content[unit] for unit in there if fold_of[unit] != name}
+        chosen = _choosing(rest, share, name)
+        turns.append(
+            Fold(name, {
+                unit: "test" if unit not in rest else "dev" if unit in chosen else "train"
+                for unit in there
+            })
+        )  # fmt: skip
+    return turns
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return len(name) if name.startswith("fold") else 0, name
+
+
+def _choosing(content: Mapping[str, Mapping[str, float]], share: float, fold: str) -> set[str]:
+    """Units of the training ground that choose: as near to their share as units go, one at least.
+
+    Of the valid pixels and of each class, so that what chooses knows all that is judged. Some ice
+    stays with either.
+
+    Args:
+        content: of each unit that does not test, its pixels by class and `valid` ones.
+        share: that chooses.
+        fold: for the error.
+    """
+    names = sorted({name for held in content.values() for name in held})
+    totals = {name: sum(held[name] for held in content.values()) for name in names}
+    icy = {
+        unit for unit, held in content.items() if any(held[n] > 0 for n in names if n != "valid")
+    }
+
+    def distance(chosen: set[str]) -> float:
+        shares = (
+            sum(content[unit][name] for unit in chosen) / totals[name]
+            for name in names
+            if totals[name] > 0
+        )
+        return sum((held - share) ** 2 for held in shares)
+
+    chosen: set[str] = set()
+    while True:
+        options = [
+            unit
+            for unit in sorted(content)
+            if unit not in chosen and (chosen or unit in icy) and icy - chosen - {unit}
+        ]
+        best = min(options, key=lambda unit: distance(chosen | {unit}), default=None)
+        if best is None or (chosen and distance(chosen | {best}) >= distance(chosen)):
+            break
+        chosen.add(best)
+    if not chosen:
+        raise InputError(
+            f"fold {fold}: of the ground that does not test, {len(icy)} of {len(content)} units "
+            "have ice; one is needed to train and another to choose by. Take smaller units "
+            "(--by blocks with a smaller postprocess.block_km, more scenes or regions), or other "
+            "groups"
+        )
+    return chosen
+
+
+def _joined(names: Sequence[str], shapes: Sequence[BaseGeometry]) -> dict[str, BaseGeometry]:
+    """Ground of all shapes of each name."""
+    held: dict[str, list[BaseGeometry]] = {}
+    for name, shape in zip(names, shapes, strict=True):
+        held.setdefault(name, []).append(shape)
+    return {name: joined(held[name]) for name in sorted(held)}
+
+
+def _places(scenes: Sequence[str], shapes: Sequence[BaseGeometry]) -> dict[str, str]:
+    """Of each scene, the first of those that show its ground, at this date or another."""
+    ground = _joined(scenes, shapes)
+    names = list(ground)
+    place = {name: name for name in names}
+    tree = shapely.STRtree([ground[name] for name in names])
+    for name, held in ground.items():
+        for j in tree.query(held, predicate="intersects"):
+            other = ground[names[j]]
+            shared = held.intersection(other).area / min(held.area, other.area)
+            if shared >= _SAME_GROUND:
+                both = {place[name], place[names[j]]}
+                place |= {one: min(both) for one, known in place.items() if known in both}
+    return place
+
+
+def _pieces(scenes: Sequence[str], blocks: Sequence[str], places: Mapping[str, str]) -> list[str]:
+    """What the bootstrap draws: a place that lies in one block, as a tile does; else the block."""
+    inside: dict[str, set[str]] = {}
+    for scene, block in zip(scenes, blocks, strict=True):
+        inside.setdefault(places[scene], set()).add(block)
+    return [
+        places[scene] if len(inside[places[scene]]) == 1 else block
+        for scene, block in zip(scenes, blocks, strict=True)
+    ]
