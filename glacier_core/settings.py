@@ -204,6 +204,7 @@ class TrainConf(Checked):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
     compile: bool
+    start_from: str | None
     tracking: TrackingConf
 
     @field_validator("loss")

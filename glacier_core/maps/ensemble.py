@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ class Ensemble:
                     f"{', '.join(self.classes)}; only models of the same classes can be averaged"
                 )
         self.channels = list(dict.fromkeys(c for d in descriptions for c in d.channels))
-        self.multiple = max(predictor.multiple for predictor in self.predictors)
+        self.multiple = math.lcm(*(predictor.multiple for predictor in self.predictors))
         self.symmetries = symmetries
         self.members = len(models) * (8 if symmetries else 1)
         self.trainings = [description.training for description in descriptions]

@@ -13,13 +13,20 @@ from glacier_core.dataset.slicing import IGNORED
 from glacier_core.errors import InputError
 from glacier_core.model.distributed import Processes
 from glacier_core.model.predictor import ModelDescription
+from glacier_core.model.starting import Start
 from glacier_core.model.unet import Architecture
 
 logger = logging.getLogger(__name__)
 
 
-def describe(project: Project, dataset: Dataset) -> ModelDescription:
-    """Everything that a model trained with these settings on this dataset will carry."""
+def describe(project: Project, dataset: Dataset, start: Start | None) -> ModelDescription:
+    """Everything that a model trained with these settings on this dataset will carry.
+
+    Args:
+        project: its settings.
+        dataset: what it is trained on.
+        start: whose weights it begins with; see `start_of`.
+    """
     params, conf = project.params.train, project.train
     path = project.root / project.postprocess.statistics_path
     try:
@@ -34,7 +41,9 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
     settings = {
         "seed": project.params.seed,
         "params": params.model_dump(exclude={"run_name", "loader_threads"}),
-        "conf": conf.model_dump(exclude={"tracking"}),
+        # By what it holds, not by its name: an alias may mean another model tomorrow.
+        "conf": conf.model_dump(exclude={"tracking", "start_from"}),
+        "start_from": start.description.training if start else None,
         "dataset": dataset.fingerprint,
     }
     text = json.dumps(settings, sort_keys=True)
@@ -65,6 +74,8 @@ def describe(project: Project, dataset: Dataset) -> ModelDescription:
         predicted=dataset.predicted_by(),
         predicted_share=dataset.predicted_share,
         class_weights={name: weights[name] for name in dataset.class_names},
+        started_from=start.name if start else None,
+        started_blocks=start.description.blocks if start else None,
     )
 
 

@@ -116,6 +116,8 @@ def _learned(project: Project, description: ModelDescription) -> _Section:
     taught = description.taught_in_words()
     if taught:
         section.lines.append(f"It {taught}.")
+    if description.started_from:
+        section.lines.append(f"Training began with the weights of {description.started_from}.")
     section.lines.append(
         f"Dataset {description.dataset[:12]}, training {description.training[:12]}."
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +37,7 @@ from glacier_core.model.crossreport import write_report
 from glacier_core.model.pooling import MADE, Pooled, pool, save_prediction
 from glacier_core.model.predictor import DESCRIPTION, Predictor
 from glacier_core.model.scoring import predict_split
+from glacier_core.model.starting import start_of
 from glacier_core.model.tracking import RunLogger, Within
 from glacier_core.model.training import train
 from glacier_core.settings import SPLITS, PostprocessConf, check_names
@@ -187,12 +187,11 @@ class CrossValidation:
             "params.yaml": {**project.params.model_dump(), "seed": seed},
             "conf/masking_paths.yaml": masking,
             "conf/postprocess.yaml": self._settings(fold, seed)["conf"],
+            "conf/train.yaml": {**project.train.model_dump(), "start_from": self._start()},
         }
         for name, content in contents.items():
             with whole_file(root / name) as beside:
                 beside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        with whole_file(root / "conf/train.yaml") as beside:
-            shutil.copyfile(project.root / "conf/train.yaml", beside)
         ground, splits = self.plan.ground, fold.splits
         if self.plan.by == "blocks":
             write_blocks(root / RECORD, {k: Block(splits[k], ground[k]) for k in splits})
@@ -245,10 +244,15 @@ class CrossValidation:
     def _train(self, child: FoldProject, dataset: Dataset, fold: Fold, seed: int) -> None:
         """Train, unless the model of this very training is there, all but its predictions."""
         done = child.run_folder / "models" / DESCRIPTION
-        training = describe(child, dataset).training
+        training = describe(child, dataset, start_of(child, dataset)).training
         if done.exists() and json.loads(done.read_text())["training"] == training:
             return
         train(child, [RunLogger(child, self.within(fold, seed))])
+
+    def _start(self) -> str | None:
+        """The model that each training begins with, as a folder within `data` names it."""
+        uri = self.project.train.start_from
+        return uri if uri is None or uri.startswith("models:/") else str(self.project.root / uri)
 
     def within(self, fold: Fold, seed: int) -> Within:
         """Where the MLflow run of a fold and seed belongs."""

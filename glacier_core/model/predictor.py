@@ -42,6 +42,8 @@ class ModelDescription:
             confidence; None for a model of before that was possible.
         predicted_share: of its training pixels, the share with such labels.
         class_weights: of each class in the loss; None for a model of before that was kept.
+        started_from: the model whose weights its training began with; None for random ones.
+        started_blocks: the `blocks` of that model.
         temperature: by which its logits are divided before they become probabilities, see
             `calibration`; 1 for a model of before there was one, and while it is trained.
     """
@@ -59,6 +61,8 @@ class ModelDescription:
     predicted: dict[str, str] | None = None
     predicted_share: float = 0.0
     class_weights: dict[str, float] | None = None
+    started_from: str | None = None
+    started_blocks: dict[str, str] | None = None
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

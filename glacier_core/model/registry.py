@@ -238,7 +238,9 @@ def _with_blocks(project: Project, description: ModelDescription) -> ModelDescri
         return description
     grounds = ground_by_block(dataset, ("train", "dev"))
     blocks = {name: ground.wkt for name, ground in grounds.items()}
-    return replace(description, blocks=blocks)
+    # What the weights that it began with have seen, it has seen.
+    before = {f"{name} (before)": wkt for name, wkt in (description.started_blocks or {}).items()}
+    return replace(description, blocks=before | blocks)
 
 
 def _log_model(
@@ -254,7 +256,7 @@ def _log_model(
     means = np.array(description.means, dtype=np.float32)[None, :, None, None]
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
-    metadata = {key: value for key, value in asdict(description).items() if key != "blocks"}
+    metadata = {k: v for k, v in asdict(description).items() if not k.endswith("blocks")}
     whole = _with_blocks(project, description)
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())
     card, page = model_card(project, whole, metrics)

@@ -46,6 +46,7 @@ from glacier_core.model.predictor import (
 )
 from glacier_core.model.schedule import learning_rate
 from glacier_core.model.scoring import predict_split
+from glacier_core.model.starting import start_of
 from glacier_core.model.unet import GlacierModel, compiled
 from glacier_core.threads import in_threads
 
@@ -91,13 +92,16 @@ class _Trainer:
         self.dataset = dataset
         self.folder = project.run_folder / "models"
         self.checkpoints = self.folder / "checkpoints"
-        self.description = describe(project, dataset)
+        start = start_of(project, dataset)
+        self.description = describe(project, dataset, start)
         require_shared(processes, self.params.batch_size, self.description.training)
         torch.manual_seed(self.seed)
         self.predictor = Predictor(
             self.description, self.description.build(), self.conf.device, self.conf.precision
         )
         self.model: GlacierModel = self.predictor.model
+        if start is not None:
+            start.give_weights(self.model)
         self.device = self.predictor.device
         self.resumed: dict[str, nn.Module] = {"model": self.model}
         self.average: AveragedWeights | None = None
