@@ -126,6 +126,39 @@ def test_each_valid_pixel_of_all_ground_counts_once(measured: tuple[Path, str]) 
         assert pixels == (truth[scene] != 255).sum()
 
 
+def test_all_seeds_together_are_their_mean_probabilities(measured: tuple[Path, str]) -> None:
+    root, _ = measured
+    hits = np.zeros(3)
+    union = np.zeros(3)
+    for scene in SCENES:
+        truth, seen = labels_once(root, scene), np.zeros((HEIGHT, WIDTH), dtype=bool)
+        [one] = (folder(root) / "predictions").glob(f"{scene}/seed_1/made.json")
+        for entry in json.loads(one.read_text())["slices"]:
+            at = np.s_[
+                entry["row"] : entry["row"] + entry["height"],
+                entry["col"] : entry["col"] + entry["width"],
+            ]
+            files = [one.parents[1] / f"seed_{seed}" / entry["file"] for seed in (1, 2)]
+            mean = sum(np.load(file)["probabilities"].astype(float) for file in files)
+            label = np.where(seen[at], 255, truth[at])
+            seen[at] = True
+            said = mean.argmax(axis=0)
+            for number in range(3):
+                both = (label == number) & (said == number)
+                hits[number] += both.sum()
+                union[number] += (((label == number) | (said == number)) & (label != 255)).sum()
+    together = scores(root)["together"]
+    for number, name in enumerate(["background", "clean_ice", "debris"]):
+        # Where two classes are stored as equally likely, the order is that of the full numbers.
+        assert together[name]["iou"]["value"] == pytest.approx(
+            hits[number] / union[number], abs=5e-3
+        )
+    report = (folder(root) / "report.md").read_text()
+    assert (
+        f"{together['clean_ice']['iou']['value']:.3f}" in report.split("## All seeds together")[1]
+    )
+
+
 def test_the_scores_can_be_worked_out_from_the_predictions_alone(
     measured: tuple[Path, str],
 ) -> None:

@@ -87,6 +87,7 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
         "",
         *_scores(mean),
         "",
+        *_together(scores),
         "## By fold",
         "",
         *_table(*_by_fold(scores)),
@@ -144,10 +145,38 @@ def _scores(mean: dict[str, Any]) -> list[str]:
     ])]  # fmt: skip
 
 
+def _together(scores: dict[str, Any]) -> list[str]:
+    """What the models of all seeds say as one."""
+    if "together" not in scores:
+        return []
+    rows = []
+    for fold, found in [("all folds", scores), *scores["by_fold"].items()]:
+        whole = found["together"]
+        rows.append(
+            [fold]
+            + [_shown({**whole[name]["iou"], "spread": ""}) for name in _ice(whole)]
+            + [_number(whole[name]["area_bias_percent"]["value"], 1) for name in _ice(whole)]
+            + [_number(whole["all"]["ece"]["value"])]
+        )
+    ice = _ice(scores["mean"])
+    head = ["fold", *(f"IoU {n}" for n in ice), *(f"area bias {n}, %" for n in ice), "calibration error"]  # fmt: skip
+    return [
+        "## All seeds together",
+        "",
+        "Their probabilities averaged, as `glacier map --model A --model B` does.",
+        "",
+        *_table(head, rows),
+        "",
+    ]
+
+
+def _ice(summary: dict[str, Any]) -> list[str]:
+    return [name for name in summary if name not in ("all", "background")]
+
+
 def _by_fold(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the main scores, of all folds and of each."""
-    ice = [name for name in scores["mean"] if name not in ("all", "background")]
-    rows = []
+    ice, rows = _ice(scores["mean"]), []
     for fold, found in [("all folds", scores), *scores["by_fold"].items()]:
         mean = found["mean"]
         iou = [_shown({**mean[name]["iou"], "lower": ""}) for name in ice]

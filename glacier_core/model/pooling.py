@@ -132,6 +132,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
 
     total = sum(len(one["slices"]) for of_seed in content.values() for one in of_seed.values())
     bar = tqdm(total=total, desc="scores", disable=None)
+    together = _Together(names) if len(seeds) > 1 and not made.plan.leaky else None
     for seed in seeds:
         pooled, once = Judged(names), _once(list(content[seed].values()))
         for fold in made.plan.folds:
@@ -142,6 +143,10 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
                 truth = np.where(next(once[entry["scene"]]), truth, np.uint8(IGNORED))
                 for judged in (pooled, own):
                     judged.add(entry["piece"], truth, probability, entry["pixel_m"])
+                if together is not None and seed == seeds[-1]:
+                    others = [made.predictions(fold, s) / entry["file"] for s in seeds[:-1]]
+                    likely = [probability, *(load_prediction(other)[1] for other in others)]
+                    together.add(fold.name, entry, truth, np.mean(likely, axis=0))
                 valid = truth != IGNORED
                 if valid.any():
                     key = (fold.name, entry["scene"], entry["k"])
@@ -178,10 +183,34 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             for fold, found in by_fold.items()
         },
     }
+    if together is not None:
+        result["together"] = summary(together.all)
+        with _without_warnings():
+            for name, own in together.by_fold.items():
+                result["by_fold"][name]["together"] = summary(own)
     write_json(made.folder / SCORES, result)
     _write_table(made.folder / TABLE, result)
     worst = sorted(slices.values(), key=lambda one: (-one.share_wrong, one.fold, one.scene, one.k))
     return Pooled(made.folder, result, worst)
+
+
+class _Together:
+    """The models of all seeds as one, their probabilities averaged, as `glacier map` does with
+    several models."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names, self.all = names, Judged(names)
+        self.by_fold: dict[str, Judged] = {}
+
+    def add(
+        self,
+        fold: str,
+        entry: dict[str, Any],
+        truth: npt.NDArray[np.uint8],
+        probability: npt.NDArray[np.float32],
+    ) -> None:
+        for judged in (self.all, self.by_fold.setdefault(fold, Judged(self._names))):
+            judged.add(entry["piece"], truth, probability, entry["pixel_m"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -236,12 +265,14 @@ def _mean(values: Sequence[Score]) -> Score:
 
 
 def _write_table(path: Path, result: dict[str, Any]) -> None:
-    """All scores as rows: of the ground of all folds (`all`) and of each; by seed and their mean."""
+    """All scores as rows: of the ground of all folds (`all`) and of each; by seed, their mean, and
+    of the models of all seeds together."""
     with whole_file(path) as beside, beside.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow("fold seed class score value lower upper spread".split())
         for fold, found in [("all", result), *result["by_fold"].items()]:
-            for seed, summary in [*found["by_seed"].items(), ("mean", found["mean"])]:
+            rest = [(key, found[key]) for key in ("mean", "together") if key in found]
+            for seed, summary in [*found["by_seed"].items(), *rest]:
                 for name, scores in summary.items():
                     for key, score in scores.items():
                         row = score if isinstance(score, dict) else {"value": score}
