@@ -212,8 +212,9 @@ def test_without_what_it_needs_a_channel_is_refused_and_the_message_says_what(
     wanted = ["ndsi", "thermal_lapse"]
     with Scene(path, None, wanted) as scene, pytest.raises(InputError) as refused:
         scene.positions(wanted)
-    assert "ndsi is worked out from swir1, which it lacks" in str(refused.value)
-    assert "thermal_lapse is worked out from thermal and elevation" in str(refused.value)
+    said = str(refused.value)
+    assert "Worked out from swir1, which it lacks, would be ndsi." in said
+    assert "Worked out from thermal and elevation, which it lacks, would be thermal_lapse." in said
 
 
 def test_degrees_and_metres_give_the_same_terrain(tmp_path: Path) -> None:
@@ -277,4 +278,7 @@ def test_derived_channels_go_from_slices_to_the_map(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "maps")
     done = glacier(tmp_path, "map", str(few), "--model", "data/runs/unet/models", "--out", "maps")
     assert done.returncode != 0
-    assert "steepness is worked out from elevation, which it lacks" in done.stderr
+    assert (
+        "Worked out from elevation, which it lacks, would be steepness, position_500m"
+        in done.stderr
+    )

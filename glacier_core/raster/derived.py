@@ -212,14 +212,15 @@ TERRAIN_ALONE = frozenset(name for name, how in DERIVED.items() if how.needs == 
 """Channels that a DEM gives, also where no satellite looked."""
 
 
-def lacking(names: Sequence[str], bands: Sequence[str]) -> str:
-    """Why a scene has none of some derived channels; a sentence for the end of a message, or none."""
-    said = []
+def lacking(names: Sequence[str], bands: Sequence[str]) -> dict[str, list[str]]:
+    """What a scene lacks for some derived channels: these, by the bands that they need."""
+    absent: dict[str, list[str]] = {}
     for name in names:
         if name in DERIVED:
-            absent = [need for need in DERIVED[name].needs if find_common(bands, need) is None]
-            said.append(f" {name} is worked out from {' and '.join(absent)}, which it lacks.")
-    return "".join(said)
+            needs = [need for need in DERIVED[name].needs if find_common(bands, need) is None]
+            if needs:
+                absent.setdefault(" and ".join(needs), []).append(name)
+    return absent
 
 
 class Derived:
