@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import shapely
+from pyproj import Geod
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
 from glacier_core.config import Project
-from glacier_core.dataset.loading import Dataset
+from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file
 from glacier_core.settings import SPLITS
@@ -37,6 +38,8 @@ _DEGREE_DIGITS, _STRAIGHT = 7, 1e-6
 _WHOLLY = 0.99
 # A slice belongs to the ground that most of it shows: scenes of other dates never quite coincide.
 _MOSTLY = 0.5
+
+_ELLIPSOID = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,17 @@ def footprints_of(dataset: Dataset) -> dict[tuple[str, int], BaseGeometry]:
                     "run `glacier postprocess` again"
                 )
     return found
+
+
+def pixel_m(sample: Sample, footprint: BaseGeometry) -> float:
+    """Edge of a square on the ground as large as a slice's pixel, metres.
+
+    Args:
+        sample: the slice.
+        footprint: its polygon in EPSG:4326; see `footprints_of`.
+    """
+    area, _ = _ELLIPSOID.geometry_area_perimeter(footprint)
+    return float(np.sqrt(abs(area) / (sample.height * sample.width)))
 
 
 def ground_by_block(dataset: Dataset, splits: Sequence[str]) -> dict[str, BaseGeometry]:

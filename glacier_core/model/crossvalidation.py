@@ -17,17 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from pyproj import Geod
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 from tqdm import tqdm
 
 from glacier_core.config import Project, check, read_yaml
-from glacier_core.dataset.blocks import RECORD, Block, footprints_of, write_blocks
+from glacier_core.dataset.blocks import RECORD, Block, footprints_of, pixel_m, write_blocks
 from glacier_core.dataset.folds import Fold, plan_folds
-from glacier_core.dataset.loading import Dataset, Sample
+from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.errors import InputError
 from glacier_core.files import whole_file, whole_folder, write_json
@@ -49,7 +47,6 @@ SEEDS = (1, 2, 3)
 """Of the trainings of each fold, where nobody says which: two would show no spread."""
 
 _PLAN, _REGIONS = "plan.json", "regions.geojson"
-_ELLIPSOID = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True)
@@ -281,7 +278,7 @@ class CrossValidation:
                     "row": sample.row, "col": sample.col,
                     "height": sample.height, "width": sample.width,
                     "piece": self.plan.pieces[sample.scene, sample.k],
-                    "pixel_m": _pixel_m(sample, shapes[sample.scene, sample.k]),
+                    "pixel_m": pixel_m(sample, shapes[sample.scene, sample.k]),
                 })  # fmt: skip
             write_json(folder / MADE, {
                 "fingerprint": self.fingerprint(fold, seed),
@@ -357,12 +354,6 @@ def crossvalidate(
 def _digest(path: Path) -> bytes:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
-
-
-def _pixel_m(sample: Sample, shape: BaseGeometry) -> float:
-    """Edge of a pixel on the ground, metres: of a square as large as one."""
-    area = abs(_ELLIPSOID.geometry_area_perimeter(shape)[0])
-    return float(np.sqrt(area / (sample.height * sample.width)))
 
 
 def _ground(dataset: Dataset, split: str) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import Geod
 from tqdm import tqdm
 
 from glacier_core.config import Project
-from glacier_core.dataset.blocks import footprints_of
+from glacier_core.dataset.blocks import footprints_of, pixel_m
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.errors import InputError
@@ -66,16 +65,13 @@ class _Ground:
         self.kind = found.kind
         slices = [(sample.scene, sample.k) for sample in judged_slices(dataset)]
         self._units = dict(zip(slices, found.names, strict=True))
-        self._shapes, self._geod = footprints_of(dataset), Geod(ellps="WGS84")
+        self._shapes = footprints_of(dataset)
 
     def unit(self, sample: Sample) -> str:
         return self._units[sample.scene, sample.k]
 
     def pixel_m(self, sample: Sample) -> float:
-        """Edge of a square as large as a pixel of a slice, metres."""
-        shape = self._shapes[sample.scene, sample.k]
-        area, _ = self._geod.geometry_area_perimeter(shape)
-        return float(np.sqrt(abs(area) / (sample.height * sample.width)))
+        return pixel_m(sample, self._shapes[sample.scene, sample.k])
 
 
 def evaluate(project: Project) -> dict[str, Any]:
