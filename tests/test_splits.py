@@ -134,8 +134,30 @@ def test_no_pixel_of_ground_is_in_two_splits_nor_nearer_than_the_buffer(
     postprocess(project)
     pixels = ground_pixels(project)
     assert all(len(pixels[split]) for split in SPLITS)
-    # Between centres lies a pixel more than between edges.
-    assert nearest_m(pixels) > max(buffer_m, 1) + 29
+    # Between centres lies a pixel more than between edges. Without a buffer slices may touch.
+    assert nearest_m(pixels) > buffer_m + 29
+
+
+@pytest.mark.parametrize("buffer_m", [0, 1])
+def test_tiles_cut_side_by_side_are_neighbours_and_not_the_same_ground(
+    tmp_path: Path, buffer_m: int
+) -> None:
+    # In degrees, corners of neighbours coincide but for rounding.
+    scenes = {f"T_{k}": (0, 64 * k, "2000-10-25") for k in range(4)}
+    project = sliced(tmp_path, scenes, size=64)
+    edit_yaml(tmp_path / "params.yaml", **{"slice.size": 64})
+    for name in scenes:
+        slice_scene(Project(tmp_path), name)
+    assigned = {"T_0": "train", "T_1": "dev", "T_2": "dev", "T_3": "test"}
+    project = with_settings(project, split="scenes", assign=assigned, **{".buffer_m": buffer_m})
+    if buffer_m == 0:
+        dataset = postprocess(project)
+        assert not dataset.leaky
+        assert sum(map(len, dataset.splits.values())) == 4
+        assert nearest_m(ground_pixels(project)) == 30
+    else:  # each lies too near to the next, and only what tests and chooses first is left
+        with pytest.raises(InputError, match=r"split is empty"):
+            postprocess(project)
 
 
 def test_a_random_split_leaks_and_says_so(

@@ -23,6 +23,9 @@ from glacier_core.settings import SPLITS
 # equal-area cylindrical EASE-Grid 2.0 (Brodzik et al. 2012).
 _BLOCK_CRS = "EPSG:6933"
 
+# Less of a slice than this is rounding, where slices touch.
+_TOUCHING = 0.001
+
 # Where two splits come too close, the earlier in this list keeps its slice.
 _PRECEDENCE = ("test", "dev", "train")
 
@@ -154,7 +157,11 @@ def _cells(centres: npt.NDArray[np.float64], block_km: float) -> list[str]:
 
 
 def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np.intp]:
-    """Pairs (i, j) of footprints nearer than a distance on the ground; shape (2, pairs)."""
+    """Pairs (i, j) of footprints nearer than a distance on the ground; shape (2, pairs).
+
+    Nearer than 0 m are those that show the same ground: neighbours may touch, as tiles do that were
+    cut side by side.
+    """
     lon, lat = footprints.union_all().centroid.coords[0]
     # Conformal: lengths are stretched alike in every direction, by a factor known at each place.
     plane = f"+proj=stere +lat_0={lat} +lon_0={lon} +datum=WGS84"
@@ -164,7 +171,12 @@ def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np
     pairs: npt.NDArray[np.intp] = shapely.STRtree(shapes).query(
         shapes, predicate="dwithin", distance=distance_m * np.asarray(stretched)
     )
-    return pairs[:, pairs[0] < pairs[1]]
+    pairs = pairs[:, pairs[0] < pairs[1]]
+    if distance_m > 0:
+        return pairs
+    one, other = shapes[pairs[0]], shapes[pairs[1]]
+    shared = shapely.area(shapely.intersection(one, other))
+    return pairs[:, shared > _TOUCHING * np.minimum(shapely.area(one), shapely.area(other))]
 
 
 def _overlaps(footprints: gpd.GeoSeries, splits: Sequence[str | None]) -> int:
