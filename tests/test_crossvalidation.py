@@ -213,7 +213,8 @@ def test_what_was_measured_is_told_in_a_table_a_report_and_figures(
 
 def test_mlflow_has_a_run_a_training_below_one_and_no_model(measured: tuple[Path, str]) -> None:
     root, _ = measured
-    client = mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    store = f"sqlite:///{root / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store, store)
     experiment = client.get_experiment_by_name("glacier")
     runs = client.search_runs([experiment.experiment_id])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -43,6 +43,7 @@ def _register(project: Project, training: str, **changes: Any) -> None:
     statistics.write_text("{}")
     scores = {name: {"iou": 0.5} for name in project.postprocess.classes}
     protocol = {"training": training, "split": "scenes", "leaky": False}
+    protocol |= {"test_slices": 1, "test_blocks": 1}
     (evaluation / "metrics.json").write_text(json.dumps({"protocol": protocol, "unet": scores}))
     register(project)
 
