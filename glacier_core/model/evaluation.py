@@ -312,5 +312,8 @@ def table(metrics: dict[str, Any]) -> str:
             ends = [of[name]["iou"] for name in classes]
             ends += [of["all"]["mean_ice_iou"], of["all"]["pixel_accuracy"]]
             label = f"  {intervals['confidence']:.0%} interval"
-            lines.append(f"{label:<18} " + " ".join(_between(pair) for pair in ends))
+            if any(
+                pair[0] != UNDEFINED for pair in ends
+            ):  # else there are too few pieces of ground
+                lines.append(f"{label:<18} " + " ".join(_between(pair) for pair in ends))
     return "\n".join(lines)
