@@ -129,7 +129,7 @@ def _judged(metrics: dict[str, Any]) -> _Section:
     section = _Section("How it was judged")
     section.lines.append(
         f"Split by {protocol['split']}: {protocol['test_slices']} test slices in "
-        f"{protocol['test_blocks']} blocks of ground; every valid pixel once. Epoch and temperature "
+        f"{protocol['test_blocks']} block{'' if protocol['test_blocks'] == 1 else 's'} of ground; every valid pixel once. Epoch and temperature "
         "were chosen on the dev split, which the test split shares no ground with."
     )
     if protocol["leaky"]:
