@@ -180,13 +180,8 @@ def _close_pairs(footprints: gpd.GeoSeries, distance_m: float) -> npt.NDArray[np
 
 
 def _overlaps(footprints: gpd.GeoSeries, splits: Sequence[str | None]) -> int:
-    pairs = _close_pairs(footprints, 0.0)
-    shapes = np.asarray(footprints.values, dtype=object)
-    count = 0
-    for i, j in pairs.T:
-        if splits[i] and splits[j] and splits[i] != splits[j]:
-            count += bool(shapely.area(shapely.intersection(shapes[i], shapes[j])) > 0)
-    return count
+    pairs = ((splits[i], splits[j]) for i, j in _close_pairs(footprints, 0.0).T)
+    return sum(bool(one and other and one != other) for one, other in pairs)
 
 
 def assign(

@@ -212,15 +212,20 @@ TERRAIN_ALONE = frozenset(name for name, how in DERIVED.items() if how.needs == 
 """Channels that a DEM gives, also where no satellite looked."""
 
 
-def lacking(names: Sequence[str], bands: Sequence[str]) -> dict[str, list[str]]:
-    """What a scene lacks for some derived channels: these, by the bands that they need."""
-    absent: dict[str, list[str]] = {}
+def lacking(names: Sequence[str], bands: Sequence[str]) -> tuple[list[str], str]:
+    """What a scene lacks for some derived channels: common names of bands, and sentences for the
+    end of a message."""
+    absent: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        if name in DERIVED:
-            needs = [need for need in DERIVED[name].needs if find_common(bands, need) is None]
-            if needs:
-                absent.setdefault(" and ".join(needs), []).append(name)
-    return absent
+        needs = DERIVED[name].needs if name in DERIVED else ()
+        without = tuple(need for need in needs if find_common(bands, need) is None)
+        if without:
+            absent.setdefault(without, []).append(name)
+    words = [
+        f" Worked out from {' and '.join(needs)}, which it lacks, would be {', '.join(those)}."
+        for needs, those in absent.items()
+    ]
+    return [need for needs in absent for need in needs], "".join(words)
 
 
 class Derived:

@@ -198,12 +198,7 @@ class Scene:
 
     def how_to_get(self, missing: Sequence[str]) -> str:
         """What to do about channels that it lacks; sentences for the end of a message, or none."""
-        absent = lacking(missing, self.bands)
-        words = "".join(
-            f" Worked out from {needs}, which it lacks, would be {', '.join(names)}."
-            for needs, names in absent.items()
-        )
-        needed = [need for needs in absent for need in needs.split(" and ")]
+        needed, words = lacking(missing, self.bands)
         return words + how_to_get([*missing, *needed], self.bands)
 
     def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
