@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
-from glacier_core.dataset.slicing import SlicedScene
+from glacier_core.dataset.slicing import SlicedScene, slice_scene
 from glacier_core.errors import InputError
+from glacier_core.labels.masking import mask_scene
 from glacier_core.maps.scenemap import SceneMap
 from glacier_core.raster.derived import DERIVED, SCALES_M
 from glacier_core.raster.grid import Window
@@ -246,9 +248,12 @@ def test_derived_channels_go_from_slices_to_the_map(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     channels = ["B2", "ndsi", "steepness", "position_500m"]
     edit_yaml(tmp_path / "conf/postprocess.yaml", channels=channels)
-    steps = [[step, "--scene", scene] for scene in project.masking.scenes for step in ("mask", "slice")]  # fmt: skip
-    for step in [*steps, ["postprocess"], ["train"]]:
-        done = glacier(tmp_path, *step)
+    project = Project(tmp_path)
+    for scene in project.masking.scenes:
+        mask_scene(project, scene)
+        slice_scene(project, scene)
+    for step in ("postprocess", "train"):
+        done = glacier(tmp_path, step)
         assert done.returncode == 0, done.stderr
     name = next(iter(project.masking.scenes))
     path = tmp_path / project.scene(name).img_path
