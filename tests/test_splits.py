@@ -408,7 +408,7 @@ def test_wherever_slices_lie_those_of_two_splits_keep_the_buffer(
     for (one, first), (other, second) in combinations(zip(shapes, found.splits, strict=True), 2):
         if first and second and first != second:
             # Without a buffer they may touch, which they do but for rounding.
-            assert one.intersection(other).area <= 0.001 * min(one.area, other.area)
+            assert one.intersection(other).area <= 1e-4 * min(one.area, other.area)
             if buffer_m:
                 assert apart_m(one, other) > 0.998 * buffer_m
 

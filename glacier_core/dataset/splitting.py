@@ -23,8 +23,8 @@ from glacier_core.settings import SPLITS
 # equal-area cylindrical EASE-Grid 2.0 (Brodzik et al. 2012).
 _BLOCK_CRS = "EPSG:6933"
 
-# Less of a slice than this is rounding, where slices touch.
-_TOUCHING = 0.001
+# Less of a slice is rounding of corners (1 cm). A row of pixels is more, up to 10,000 rows.
+_TOUCHING = 1e-4
 
 # Where two splits come too close, the earlier in this list keeps its slice.
 _PRECEDENCE = ("test", "dev", "train")
