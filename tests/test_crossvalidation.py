@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import yaml
 from click.testing import CliRunner
-from conftest import glacier, ground, make_outlines, north_up
+from conftest import edit_yaml, glacier, ground, make_outlines, north_up
 from numpy.typing import NDArray
 from shapely.geometry import box
 from small_dataset import HEIGHT, WIDTH, build, with_params
@@ -238,6 +238,28 @@ def test_mlflow_has_a_run_a_training_below_one_and_no_model(measured: tuple[Path
         assert run.info.status == "FINISHED"
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"report.md"}
     assert client.search_registered_models() == []
+
+
+def test_other_weights_to_begin_with_make_other_predictions(
+    measured: tuple[Path, str], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
+    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
+    shutil.copytree(models, root / "start")
+    edit_yaml(root / "conf/train.yaml", start_from="start")
+
+    def fingerprint() -> str:
+        made = crossvalidation.CrossValidation(Project(root), by="scenes", name="started")
+        return made.fingerprint(made.plan.folds[0], 1)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    description = json.loads((root / "start/model.json").read_text())
+    (root / "start/model.json").write_text(json.dumps(description | {"training": "another"}))
+    assert fingerprint() != before
+    shutil.rmtree(root / "start")
+    with pytest.raises(InputError, match="start: no such folder"):
+        fingerprint()
 
 
 def test_a_fold_is_what_the_pipeline_makes_of_the_same_split(

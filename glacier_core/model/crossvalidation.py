@@ -32,6 +32,7 @@ from glacier_core.files import whole_file, whole_folder, write_json
 from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.beginning import describe
 from glacier_core.model.crossreport import write_report
+from glacier_core.model.opening import open_model
 from glacier_core.model.pooling import MADE, Pooled, pool, save_prediction
 from glacier_core.model.predictor import DESCRIPTION, Predictor
 from glacier_core.model.scoring import predict_split
@@ -138,6 +139,12 @@ class CrossValidation:
             digest.update(path.name.encode() + found)
         return digest.hexdigest()
 
+    @cached_property
+    def _started(self) -> str | None:
+        """Which training's weights each begins with: a folder or an alias may hold others later."""
+        uri = self.project.train.start_from
+        return open_model(self.project, uri)[1].description.training if uri else None
+
     def fingerprint(self, fold: Fold, seed: int) -> str:
         """Hash of what a fold's predictions follow from: slices, split, settings, version."""
         project = self.project
@@ -149,7 +156,8 @@ class CrossValidation:
             "pieces": sorted(map(str, self.plan.pieces.items())),
             "settings": self._settings(fold, seed),
             "train": project.params.train.model_dump(exclude={"run_name", "loader_threads"}),
-            "method": project.train.model_dump(exclude={"tracking"}),
+            "method": project.train.model_dump(exclude={"tracking", "start_from"}),
+            "start_from": self._started,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
