@@ -285,8 +285,8 @@ def test_real_tiles_become_a_model_with_a_geographic_split(tmp_path: Path, real_
         "--outlines", f"clean_ice={tiles / 'outlines/clean_ice_silver.gpkg'}",
         "--outlines", f"debris={tiles / 'outlines/debris.gpkg'}",
         "--like", "conf/examples/himalaya_debris")  # fmt: skip
-    # Few epochs: whether it runs, not how good it gets.
-    merge_yaml(folder / "params.yaml", {"train": {"epochs": 2, "crops_per_slice": 2}})
+    # Enough steps for a network that has learned something, not for a good one.
+    merge_yaml(folder / "params.yaml", {"train": {"epochs": 10, "crops_per_slice": 4}})
     run(folder, "dvc", "repro")
     metrics = json.loads((folder / "data/evaluation/metrics.json").read_text())
     assert metrics["protocol"]["split"] == "scenes"
@@ -295,4 +295,4 @@ def test_real_tiles_become_a_model_with_a_geographic_split(tmp_path: Path, real_
     assert {s["scene"] for s in dataset["splits"]["test"]} == {
         "tile003", "tile125", "tile126", "tile170",
     }  # fmt: skip
-    assert 0 < metrics["unet"]["clean_ice"]["iou"] < 1
+    assert 0.1 < metrics["unet"]["clean_ice"]["iou"] < 1
