@@ -51,6 +51,7 @@ def crossvalidate(
     groups: Mapping[str, list[str]] | None = None,
     seeds: list[int] | None = None,
     name: str | None = None,
+    symmetries: bool | None = None,
     root: str = ".",
 ) -> str:
     """Measure the configuration as `glacier crossvalidate` does, on the slices that are there.
@@ -64,13 +65,16 @@ def crossvalidate(
         groups: scenes by name of the group.
         seeds: of the trainings of each fold; 1, 2 and 3 if not given.
         name: of the folder and the MLflow run.
+        symmetries: average over turns and mirror images; as conf/maps.yaml says if not given.
         root: the project's folder.
 
     Returns:
         Path of the report.
     """
     folder = Path(root).resolve()
-    asked: dict[str, Any] = {"by": by, "folds": folds, "groups": groups, "name": name}
+    asked: dict[str, Any] = {
+        "by": by, "folds": folds, "groups": groups, "name": name, "symmetries": symmetries,
+    }  # fmt: skip
     numbers = seeds or list(SEEDS)
     try:
         names = [fold.name for fold in CrossValidation(Project(folder), **asked).plan.folds]

@@ -40,9 +40,9 @@ from safetensors.torch import load_file, save_file
 
 from glacier_core.cli import main
 from glacier_core.maps import rasters
-from glacier_core.maps.ensemble import Ensemble
 from glacier_core.maps.rasters import MapRasters
 from glacier_core.maps.scenemap import NO_ELEVATION, SceneMap
+from glacier_core.model.ensemble import Ensemble
 from glacier_core.model.predictor import ModelDescription, Predictor, save_model
 from glacier_core.model.unet import Architecture
 from glacier_core.raster.scene import Scene

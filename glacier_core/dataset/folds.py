@@ -37,14 +37,25 @@ class Fold:
 
     Attributes:
         name: of the ground that tests, or `fold1` and so on where several are taken together.
-        splits: split of each unit of ground; empty for a random split, which knows none.
+        parts: of each unit of ground, the part of the training ground that it belongs to, from 0;
+            None of what tests. Empty for a random split, which knows none.
     """
 
     name: str
-    splits: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, int | None] = field(default_factory=dict)
 
-    def units(self, split: str) -> list[str]:
-        return [name for name, chosen in self.splits.items() if chosen == split]
+    def splits(self, seed: int) -> dict[str, str]:
+        """Split of each unit: seeds 1, 2, 3 and so on choose by one part after the other.
+
+        So that how good a training is does not hang on which ground chose, and that of several
+        as one all training ground has trained.
+        """
+        count = max((part for part in self.parts.values() if part is not None), default=0) + 1
+        chooses = (seed - 1) % count
+        return {
+            unit: "test" if part is None else "dev" if part == chooses else "train"
+            for unit, part in self.parts.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -110,8 +121,9 @@ def plan_folds(
 ) -> Plan:
     """Make the folds of the slices that lie in `data/slices`.
 
-    In each fold, what chooses (dev) is a share of the units that do not test: `postprocess.split`
-    in params.yaml, dev against train.
+    In each fold, the units that do not test are dealt into parts of like content, and each seed
+    chooses (dev) by another of them: as many as the share of dev against train goes into the whole
+    (`postprocess.split` in params.yaml), two at least, each with ice.
 
     Args:
         project: whose slices.
@@ -180,7 +192,7 @@ def plan_folds(
     if by in ("scenes", "groups"):
         unit_of = dict(zip(scenes, map(str, units), strict=True))
         turns = [
-            Fold(turn.name, {scene: turn.splits[unit] for scene, unit in unit_of.items()})
+            Fold(turn.name, {scene: turn.parts[unit] for scene, unit in unit_of.items()})
             for turn in turns
         ]
     keys = [(record.scene, record.k) for record, _ in pairs]
@@ -260,23 +272,11 @@ def _turns(
         check_names("fold", names)
     except ValueError as error:
         raise InputError(f"--by {by}: {error}") from None
-    split = project.params.postprocess.split
-    share = split.dev / max(split.dev + split.train, 1e-9)
-    content: dict[str, dict[str, float]] = {}
-    for unit, candidate in zip(units, candidates, strict=True):
-        sums = content.setdefault(unit, {})
-        for name, weight in candidate.weights.items():
-            sums[name] = sums.get(name, 0.0) + weight
     turns = []
     for name in names:
-        rest = {unit: content[unit] for unit in there if fold_of[unit] != name}
-        chosen = _choosing(rest, share, name)
-        turns.append(
-            Fold(name, {
-                unit: "test" if unit not in rest else "dev" if unit in chosen else "train"
-                for unit in there
-            })
-        )  # fmt: skip
+        rest = [i for i, unit in enumerate(units) if fold_of[unit] != name]
+        parts = _parts(project, [units[i] for i in rest], [candidates[i] for i in rest], name)
+        turns.append(Fold(name, {unit: parts.get(unit) for unit in there}))
     return turns
 
 
@@ -284,50 +284,40 @@ def _natural(name: str) -> tuple[int, str]:
     return len(name) if name.startswith("fold") else 0, name
 
 
-def _choosing(content: Mapping[str, Mapping[str, float]], share: float, fold: str) -> set[str]:
-    """Units of the training ground that choose: as near to their share as units go, one at least.
+def _parts(
+    project: Project, units: Sequence[str], candidates: Sequence[Candidate], fold: str
+) -> dict[str, int]:
+    """The parts of the training ground that choose in turn, by unit.
 
-    Of the valid pixels and of each class, so that what chooses knows all that is judged. Some ice
-    stays with either.
+    Each with its share of the valid pixels and of each class, as near as units go, so that what
+    chooses knows all that is judged; and each with some ice.
 
     Args:
-        content: of each unit that does not test, its pixels by class and `valid` ones.
-        share: that chooses.
+        project: its split, and the seed that shuffles units of like weight.
+        units: that do not test, one a slice.
+        candidates: one a slice.
         fold: for the error.
     """
-    names = sorted({name for held in content.values() for name in held})
-    totals = {name: sum(held[name] for held in content.values()) for name in names}
     icy = {
-        unit for unit, held in content.items() if any(held[n] > 0 for n in names if n != "valid")
+        unit
+        for unit, candidate in zip(units, candidates, strict=True)
+        if any(weight > 0 for name, weight in candidate.weights.items() if name != "valid")
     }
-
-    def distance(chosen: set[str]) -> float:
-        shares = (
-            sum(content[unit][name] for unit in chosen) / totals[name]
-            for name in names
-            if totals[name] > 0
-        )
-        return sum((held - share) ** 2 for held in shares)
-
-    chosen: set[str] = set()
-    while True:
-        options = [
-            unit
-            for unit in sorted(content)
-            if unit not in chosen and (chosen or unit in icy) and icy - chosen - {unit}
-        ]
-        best = min(options, key=lambda unit: distance(chosen | {unit}), default=None)
-        if best is None or (chosen and distance(chosen | {best}) >= distance(chosen)):
-            break
-        chosen.add(best)
-    if not chosen:
+    if len(icy) < 2:
         raise InputError(
-            f"fold {fold}: of the ground that does not test, {len(icy)} of {len(content)} units "
+            f"fold {fold}: of the ground that does not test, {len(icy)} of {len(set(units))} units "
             "have ice; one is needed to train and another to choose by. Take smaller units "
             "(--by blocks with a smaller postprocess.block_km, more scenes or regions), or other "
             "groups"
         )
-    return chosen
+    split, seed = project.params.postprocess.split, project.params.seed
+    wanted = round((split.dev + split.train) / split.dev) if split.dev else len(icy)
+    names = [str(part) for part in range(min(max(wanted, 2), len(icy)))]
+    shares = dict.fromkeys(names, 1 / len(names))
+    # What has ice first: an empty part takes the next unit before any other does.
+    first = [i for i, unit in enumerate(units) if unit in icy]
+    dealt = balanced([units[i] for i in first], [candidates[i] for i in first], shares, seed, {})
+    return {k: int(v) for k, v in balanced(units, candidates, shares, seed, dealt).items()}
 
 
 def _joined(names: Sequence[str], shapes: Sequence[BaseGeometry]) -> dict[str, BaseGeometry]:

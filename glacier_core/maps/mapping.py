@@ -15,7 +15,6 @@ import rasterio
 from glacier_core.config import Project
 from glacier_core.errors import InputError
 from glacier_core.files import whole_folder, write_json
-from glacier_core.maps.ensemble import Ensemble
 from glacier_core.maps.rasters import MapRasters
 from glacier_core.maps.scenemap import (
     ABOUT,
@@ -26,6 +25,7 @@ from glacier_core.maps.scenemap import (
 from glacier_core.maps.styles import write_class_style
 from glacier_core.maps.sweep import Statistics, Sweep, layers
 from glacier_core.memory import return_freed_memory
+from glacier_core.model.ensemble import Ensemble
 from glacier_core.model.opening import open_model
 from glacier_core.raster.scene import Scene, date_in, find_scenes
 

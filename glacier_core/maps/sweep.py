@@ -11,9 +11,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from glacier_core.maps.blending import Blend, Part, across
-from glacier_core.maps.ensemble import Ensemble, Probabilities
 from glacier_core.maps.rasters import Layer, MapRasters
 from glacier_core.maps.scenemap import ELEVATION_STEP_M, NO_ELEVATION, UNSEEN
+from glacier_core.model.ensemble import Ensemble, Probabilities
 from glacier_core.params import MapParams
 from glacier_core.raster.bands import find_common
 from glacier_core.raster.scene import COVERED, NO_VALUE, Scene

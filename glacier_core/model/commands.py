@@ -92,6 +92,12 @@ def promote_command(
 @click.option(
     "--name", help="Of the folder, and the MLflow run; by default as --by and --folds say."
 )
+@click.option(
+    "--symmetries/--no-symmetries",
+    default=None,
+    help="Average over turns and mirror images, as `glacier map` does; eight times the work. "
+    "[default: as conf/maps.yaml says]",
+)
 @click.option("--only", metavar="FOLD", help="Make this fold alone, or go on with it.")
 @click.pass_obj
 def crossvalidate_command(
@@ -101,6 +107,7 @@ def crossvalidate_command(
     groups: tuple[str, ...],
     seeds: str | None,
     name: str | None,
+    symmetries: bool | None,
     only: str | None,
 ) -> None:
     """Measure the configuration: all ground tests once, by models that never saw it.
@@ -120,8 +127,9 @@ def crossvalidate_command(
         raise InputError(f"--seeds {seeds}: expected whole numbers, as in 1,2,3")
     numbers = [int(part) for part in parts]
     made, pooled = crossvalidate(
-        project, by=by, folds=folds, groups=read_groups(groups), seeds=numbers, name=name, only=only
-    )
+        project, by=by, folds=folds, groups=read_groups(groups), seeds=numbers, name=name,
+        symmetries=symmetries, only=only,
+    )  # fmt: skip
     if pooled is None:
         missing = made.missing(numbers)
         click.echo(

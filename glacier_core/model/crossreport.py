@@ -74,8 +74,13 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
     ]
     if not plan.leaky:
         lines += [
-            "In each fold the best epoch and all else is chosen on a share of the training ground; "
-            "the ground that tests takes no part.",
+            "In each fold the best epoch and all else is chosen on a share of the training ground, "
+            "with each seed on another; the ground that tests takes no part."
+            + (
+                " Predictions are means over the symmetries of the square."
+                if made.symmetries
+                else ""
+            ),
             "",
         ]
     lines += [
@@ -193,14 +198,15 @@ def _ground(ground: dict[str, Any], usable: int) -> list[str]:
         return f"{named} ({', '.join(counted)})"
 
     rows = []
-    for fold, of in ground.items():
-        splits = [of[split] for split in SPLITS]
-        left = usable - sum(split["slices"] for split in splits)
-        rows.append([fold, *map(told, splits), _counted(left, "slice")])
+    for fold, by_seed in ground.items():
+        for seed, of in by_seed.items():
+            splits = [of[split] for split in SPLITS]
+            left = usable - sum(split["slices"] for split in splits)
+            rows.append([fold, seed, *map(told, splits), _counted(left, "slice")])
     return [
         "Left out is what lies too near to ground that chooses or tests, outside every region, or is dropped by the filter.",
         "",
-        *_table(["fold", "trains", "chooses", "tests", "left out"], rows),
+        *_table(["fold", "seed", "trains", "chooses", "tests", "left out"], rows),
     ]
 
 

@@ -32,6 +32,7 @@ from glacier_core.files import whole_file, whole_folder, write_json
 from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.beginning import describe
 from glacier_core.model.crossreport import write_report
+from glacier_core.model.ensemble import Ensemble
 from glacier_core.model.opening import open_model
 from glacier_core.model.pooling import MADE, Pooled, pool, save_prediction
 from glacier_core.model.predictor import DESCRIPTION, Predictor
@@ -92,14 +93,21 @@ class CrossValidation:
         folds: int | None = None,
         groups: Mapping[str, list[str]] | None = None,
         name: str | None = None,
+        symmetries: bool | None = None,
     ) -> None:
         """Plan the folds; see `plan_folds`.
+
+        Args:
+            project, by, folds, groups, name: see `crossvalidate`.
+            symmetries: average over turns and mirror images, as `map_scenes` does; None as
+                conf/maps.yaml says.
 
         Raises:
             InputError: as `plan_folds`; or what lies in the folder has other folds.
         """
         project.check()
         self.project = project
+        self.symmetries = project.maps.symmetries if symmetries is None else symmetries
         self.plan = plan_folds(project, by, folds, groups)
         self.name = name or (f"{by}_{folds}" if folds else by)
         try:
@@ -115,7 +123,7 @@ class CrossValidation:
             "by": self.plan.by,
             "leaky": self.plan.leaky,
             "scenes": self.plan.scenes,
-            "folds": {fold.name: fold.splits for fold in self.plan.folds},
+            "folds": {fold.name: fold.parts for fold in self.plan.folds},
         }
         if path.exists() and json.loads(path.read_text()) != mine:
             raise InputError(
@@ -151,13 +159,14 @@ class CrossValidation:
         content = {
             "version": version("glacier-mapping"),
             "slices": self._slices,
-            "fold": fold.splits,
+            "fold": fold.splits(seed),
             "ground": {name: ground.wkt for name, ground in self.plan.ground.items()},
             "pieces": sorted(map(str, self.plan.pieces.items())),
             "settings": self._settings(fold, seed),
             "train": project.params.train.model_dump(exclude={"run_name", "loader_threads"}),
             "method": project.train.model_dump(exclude={"tracking", "start_from"}),
             "start_from": self._started,
+            "symmetries": self.symmetries,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -174,7 +183,7 @@ class CrossValidation:
             | {
                 "filter": {"combine": conf.filter.combine, "splits": splits},
                 "split": "scenes" if scenes else self.plan.by,
-                "assign": fold.splits if scenes else {},
+                "assign": fold.splits(seed) if scenes else {},
                 "regions_path": _REGIONS if self.plan.by == "regions" else None,
                 "statistics_path": "data/dataset/statistics.json",
             },
@@ -197,7 +206,7 @@ class CrossValidation:
         for name, content in contents.items():
             with whole_file(root / name) as beside:
                 beside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        ground, splits = self.plan.ground, fold.splits
+        ground, splits = self.plan.ground, fold.splits(seed)
         if self.plan.by == "blocks":
             write_blocks(root / RECORD, {k: Block(splits[k], ground[k]) for k in splits})
         elif self.plan.by == "regions":
@@ -272,11 +281,12 @@ class CrossValidation:
     def _predict(self, child: FoldProject, dataset: Dataset, fold: Fold, seed: int) -> None:
         conf, shapes = child.train, footprints_of(dataset)
         predictor = Predictor.load(child.run_folder / "models", conf.device, conf.precision)
+        ensemble = Ensemble([(str(child.run_folder), predictor)], symmetries=self.symmetries)
         slices = []
         total = len(dataset.splits["test"])
         with whole_folder(self.predictions(fold, seed)) as folder:
             for sample, truth, probability in tqdm(
-                predict_split(predictor, dataset, "test"),
+                predict_split(ensemble, dataset, "test"),
                 total=total, desc="predict", disable=None, leave=False,
             ):  # fmt: skip
                 file = f"slice_{sample.scene}_{sample.k}.npz"
@@ -324,6 +334,7 @@ def crossvalidate(
     groups: Mapping[str, list[str]] | None = None,
     seeds: Sequence[int] = SEEDS,
     name: str | None = None,
+    symmetries: bool | None = None,
     only: str | None = None,
 ) -> tuple[CrossValidation, Pooled | None]:
     """Measure a configuration on ground that took no part in its training, in every fold.
@@ -333,8 +344,10 @@ def crossvalidate(
     Args:
         project: with slices.
         by, folds, groups: see `plan_folds`.
-        seeds: of the trainings of each fold; the folds stay the same.
+        seeds: of the trainings of each fold; the folds stay the same, what chooses in them does
+            not (`Fold.splits`).
         name: of the folder below `data/crossvalidation`; by default `by` and the number of folds.
+        symmetries: see `CrossValidation`.
         only: name of the fold to be made; the scores are pooled once no other is missing.
 
     Returns:
@@ -345,7 +358,9 @@ def crossvalidate(
     """
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise InputError("--seeds: expected whole numbers from 0 on, each once, as in 1,2,3")
-    made = CrossValidation(project, by=by, folds=folds, groups=groups, name=name)
+    made = CrossValidation(
+        project, by=by, folds=folds, groups=groups, name=name, symmetries=symmetries
+    )
     wanted = [made.plan.fold(only)] if only is not None else made.plan.folds
     bar = tqdm(total=len(wanted) * len(seeds), desc="folds and seeds", disable=None)
     for fold in wanted:

@@ -171,7 +171,10 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             "draws": settings.draws,
             "test_slices": len(tested),
             "untested_slices": len(set(made.plan.pieces) - tested),
-            "ground": {fold: content[seeds[0]][fold]["ground"] for fold in folds},
+            "symmetries": made.symmetries,
+            "ground": {
+                fold: {str(seed): content[seed][fold]["ground"] for seed in seeds} for fold in folds
+            },
         },
         "mean": _over_seeds(list(by_seed.values())),
         "by_seed": {str(seed): found for seed, found in by_seed.items()},

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
-from glacier_core.model.predictor import Predictor
+
+
+class SaysProbabilities(Protocol):
+    """A model, or several as one."""
+
+    def probabilities(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
 
 def predict_split(
-    predictor: Predictor, dataset: Dataset, split: str, *, first: int = 0, step: int = 1
+    predictor: SaysProbabilities, dataset: Dataset, split: str, *, first: int = 0, step: int = 1
 ) -> Iterator[tuple[Sample, npt.NDArray[np.uint8], npt.NDArray[np.float32]]]:
     """Predict each slice of a split, or every `step`-th from `first` on.
 

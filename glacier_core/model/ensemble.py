@@ -52,6 +52,19 @@ class Ensemble:
         self.trainings = [description.training for description in descriptions]
         self.fingerprints = [_fingerprint(predictor) for predictor in self.predictors]
 
+    def probabilities(self, pixels: npt.NDArray[np.float32]) -> Probabilities:
+        """Mean of the members' probabilities, as `Predictor.probabilities`.
+
+        Args:
+            pixels: float32 (batch, channels, height, width), raw, NaN where unseen.
+
+        Returns:
+            float32 (batch, classes, height, width), NaN where any channel was unseen.
+        """
+        mean = np.stack([self.predict(one)[0] for one in pixels])
+        np.moveaxis(mean, 1, -1)[~np.isfinite(pixels).all(axis=1)] = np.nan
+        return mean
+
     def predict(self, pixels: npt.NDArray[np.float32]) -> tuple[Probabilities, Probabilities]:
         """Mean and mean square of the members' probabilities.
 
