@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import shapely
+from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
 from glacier_core.config import Project, check, read_yaml
@@ -232,6 +234,20 @@ def _regions(project: Project) -> tuple[dict[str, BaseGeometry], dict[str, str]]
     units = [f"{name}.{i + 1}" for i, name in enumerate(names)]
     shapes = dict(zip(units, frame.geometry, strict=True))
     return shapes, dict(zip(units, names, strict=True))
+
+
+def as_regions(ground: Mapping[str, BaseGeometry], splits: Mapping[str, str]) -> dict[str, Any]:
+    """Ground with its splits, as GeoJSON that `split: regions` reads."""
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"region": name, "split": splits[name]},
+            "geometry": mapping(shape),
+        }
+        for name, shape in ground.items()
+        if name in splits  # of others, no slice is there
+    ]
+    return {"type": "FeatureCollection", "name": "regions", "features": features}
 
 
 def _inside(shapes: Sequence[BaseGeometry], ground: Mapping[str, BaseGeometry]) -> list[str | None]:

@@ -93,6 +93,7 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
         *_scores(mean),
         "",
         *_together(scores),
+        *_steps(scores, made.project.params.outlines.min_area_km2),
         "## By fold",
         "",
         *_table(*_by_fold(scores)),
@@ -173,6 +174,29 @@ def _together(scores: dict[str, Any]) -> list[str]:
         *_table(head, rows),
         "",
     ]
+
+
+def _steps(scores: dict[str, Any], min_area_km2: float) -> list[str]:
+    """What could be done to the map after the network, and what it gives."""
+    ice = _ice(scores["mean"])
+    rows = [
+        [step] + [f"{_number(found[name]['iou'])} ({_signed(found[name]['gain'])})" for name in ice]
+        for step, found in scores["steps"].items()
+    ]
+    models = "all seeds together" if "together" in scores else "the last seed"
+    return [
+        "## After the network",
+        "",
+        f"IoU after a step alone, and its gain, on the map of {models}. Small is below {min_area_km2:g} km² "
+        "(`outlines.min_area_km2`).",
+        "",
+        *_table(["step", *(f"IoU {name}" for name in ice)], rows),
+        "",
+    ]
+
+
+def _signed(score: Score) -> str:
+    return score if isinstance(score, str) else f"{score:+.3f}"
 
 
 def _ice(summary: dict[str, Any]) -> list[str]:

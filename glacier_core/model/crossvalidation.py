@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from shapely.geometry import mapping
-from shapely.geometry.base import BaseGeometry
 from tqdm import tqdm
 
 from glacier_core.config import Project, check, read_yaml
 from glacier_core.dataset.blocks import RECORD, Block, footprints_of, pixel_m, write_blocks
-from glacier_core.dataset.folds import Fold, plan_folds
+from glacier_core.dataset.folds import Fold, as_regions, plan_folds
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.errors import InputError
@@ -80,6 +78,7 @@ class CrossValidation:
 
     Attributes:
         project: whose configuration is measured.
+        symmetries: whether predictions are means over turns and mirror images.
         plan: its folds.
         name: of the folder below `data/crossvalidation` and of the MLflow run.
         folder: where all lies.
@@ -210,7 +209,7 @@ class CrossValidation:
         if self.plan.by == "blocks":
             write_blocks(root / RECORD, {k: Block(splits[k], ground[k]) for k in splits})
         elif self.plan.by == "regions":
-            write_json(root / _REGIONS, _regions(ground, splits))
+            write_json(root / _REGIONS, as_regions(ground, splits))
         return FoldProject(root, project)
 
     def predictions(self, fold: Fold, seed: int) -> Path:
@@ -386,16 +385,3 @@ def _ground(dataset: Dataset, split: str) -> dict[str, Any]:
         "scenes": sorted({sample.scene for sample in samples}),
         "blocks": sorted({sample.block for sample in samples}),
     }
-
-
-def _regions(ground: Mapping[str, BaseGeometry], splits: Mapping[str, str]) -> dict[str, Any]:
-    features = [
-        {
-            "type": "Feature",
-            "properties": {"region": name, "split": splits[name]},
-            "geometry": mapping(shape),
-        }
-        for name, shape in ground.items()
-        if name in splits  # of others, no slice is there
-    ]
-    return {"type": "FeatureCollection", "name": "regions", "features": features}

@@ -21,6 +21,7 @@ from glacier_core.files import whole_file, write_json
 from glacier_core.model import judging
 from glacier_core.model.judging import Judged
 from glacier_core.model.metrics import UNDEFINED, Score
+from glacier_core.model.steps import StepGains
 from glacier_core.raster.grid import Window, first_cover
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
     total = sum(len(one["slices"]) for of_seed in content.values() for one in of_seed.values())
     bar = tqdm(total=total, desc="scores", disable=None)
     together = _Together(names) if len(seeds) > 1 and not made.plan.leaky else None
+    steps = StepGains(names, made.project.params.outlines.min_area_km2)
     for seed in seeds:
         pooled, once = Judged(names), _once(list(content[seed].values()))
         for fold in made.plan.folds:
@@ -143,16 +145,19 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
                 truth = np.where(next(once[entry["scene"]]), truth, np.uint8(IGNORED))
                 for judged in (pooled, own):
                     judged.add(entry["piece"], truth, probability, entry["pixel_m"])
-                if together is not None and seed == seeds[-1]:
-                    others = [made.predictions(fold, s) / entry["file"] for s in seeds[:-1]]
-                    likely = [probability, *(load_prediction(other)[1] for other in others)]
-                    together.add(fold.name, entry, truth, np.mean(likely, axis=0))
                 valid = truth != IGNORED
                 if valid.any():
                     key = (fold.name, entry["scene"], entry["k"])
                     found = slices.setdefault(key, TestSlice(*key))
                     wrong = probability.argmax(axis=0)[valid] != truth[valid]
                     found.wrong[seed], found.files[seed] = float(wrong.mean()), path
+                if together is not None and seed == seeds[-1]:
+                    others = [made.predictions(fold, s) / entry["file"] for s in seeds[:-1]]
+                    likely = [probability, *(load_prediction(other)[1] for other in others)]
+                    probability = np.mean(likely, axis=0)
+                    together.add(fold.name, entry, truth, probability)
+                if seed == seeds[-1]:
+                    steps.add(truth, probability, entry["pixel_m"])
                 bar.update()
             with _without_warnings():  # of a fold, few pieces are no surprise
                 by_fold[fold.name][seed] = summary(own)
@@ -186,6 +191,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             for fold, found in by_fold.items()
         },
     }
+    result["steps"] = steps.result()
     if together is not None:
         result["together"] = summary(together.all)
         with _without_warnings():
