@@ -29,6 +29,8 @@ CLEAR = 21824
 FILL, CLOUD, SHADOW = 1, 22280, 23888
 
 KELVIN = (0.00341802, 149.0)
+SUN = ("-151.20000000", "38.40000000")
+"""Azimuth, which Landsat counts from -180 to 180, and elevation."""
 
 
 def scaling(code: str) -> tuple[float, float]:
@@ -73,7 +75,11 @@ def counts(shape: tuple[int, int] = (48, 40), seed: int = 0) -> NDArray[np.uint1
 
 
 def groups(
-    identity: str, generated: str, names: Mapping[str, str], slc: str | None = None
+    identity: str,
+    generated: str,
+    names: Mapping[str, str],
+    slc: str | None = None,
+    sun: tuple[str, str] = SUN,
 ) -> dict[str, dict[str, str]]:
     """An MTL's groups."""
     sensor, level = identity[:4], identity[5:9]
@@ -100,6 +106,7 @@ def groups(
         else:
             contents["FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION"] = name
     image = {"SPACECRAFT_ID": f"LANDSAT_{int(sensor[2:])}"}
+    image |= {"SUN_AZIMUTH": sun[0], "SUN_ELEVATION": sun[1]}
     if slc is not None:
         image["SENSOR_MODE_SLC"] = slc
     record = {"LANDSAT_PRODUCT_ID": identity, "PROCESSING_LEVEL": level}
@@ -140,6 +147,7 @@ def make_product(
     layers: Mapping[str, Any] | None = None,
     spelling: str = "txt",
     slc: str | None = None,
+    sun: tuple[str, str] = SUN,
     transform: Affine | None = None,
     shape: tuple[int, int] = (48, 40),
     crs: str | None = UTM,
@@ -154,6 +162,7 @@ def make_product(
             What is not named is `counts` with a seed of its own, clear and nowhere saturated.
         spelling: of the MTL: txt, xml, json; empty for none.
         slc: SENSOR_MODE_SLC, for ETM+.
+        sun: SUN_AZIMUTH and SUN_ELEVATION.
         transform: of all rasters.
         shape: height and width.
         crs: of all rasters.
@@ -184,7 +193,7 @@ def make_product(
             crs=crs,
         )
     if spelling:
-        content = groups(identity, generated, files, slc)
+        content = groups(identity, generated, files, slc, sun)
         (folder / f"{identity}_MTL.{spelling}").write_text(spell(content, spelling))
     return folder
 
@@ -236,5 +245,8 @@ def make_item(
     short = "_".join(identity.split("_")[:4] + identity.split("_")[5:])
     item = {"type": "Feature", "stac_version": version, "id": short, "assets": assets}
     path = folder / "item.json"
-    path.write_text(json.dumps(item | {"properties": {"datetime": "2015-07-10"}}))
+    properties = {"datetime": "2015-07-10"}
+    # STAC counts azimuths from 0 to 360.
+    sun = {"view:sun_azimuth": float(SUN[0]) % 360, "view:sun_elevation": float(SUN[1])}
+    path.write_text(json.dumps(item | {"properties": properties | sun}))
     return path

@@ -28,6 +28,7 @@ from small_landsat import (
 from glacier_core.errors import InputError
 from glacier_core.landsat.metadata import read_metadata
 from glacier_core.landsat.product import Product, open_product
+from glacier_core.raster.sun import Sun
 
 HERE = "landsat_ingest"
 
@@ -52,6 +53,7 @@ def test_a_real_mtl_gives_the_level_2_coefficients_not_those_of_level_1(
     assert metadata.id.acquired == datetime.date(2015, 7, 10)
     assert metadata.generated == "2020-09-08T21:42:54Z"
     assert metadata.files["QA_RADSAT"].endswith("_QA_RADSAT.TIF")
+    assert metadata.sun == Sun(177.8846007, 40.0015903)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,9 @@ def test_a_real_xml_mtl_of_tm_and_etm_is_read(
     assert {metadata.scaling[code] for code in reflective} == {(2.75e-05, -0.2)}
     assert set(metadata.scaling) == reflective | ({"ST_B6"} if thermal else set())
     assert (metadata.id.scene, metadata.slc_off) == (scene, slc_off)
+    assert metadata.sun is not None
+    assert 150 < metadata.sun.azimuth < 170
+    assert 15 < metadata.sun.elevation < 51
 
 
 def test_a_real_level_1_product_is_refused(real_data: Path, tmp_path: Path) -> None:
@@ -99,6 +104,24 @@ def test_real_items_of_every_spelling_find_the_files_beside_them(
     expected = codes(raster[:4])
     assert {band: file.stem.split("_T")[1][2:] for band, file in product.bands.items()} == expected
     assert product.qa_radsat is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "sun"),
+    [
+        ("LE07_L2SP_021030_20100109_02_T1", Sun(156.98419323, 21.38957268)),
+        ("LC09_L2SP_010065_20220129_02_T1", Sun(112.2005908, 57.84396063)),
+    ],
+)
+def test_a_real_item_tells_where_the_sun_stood_where_no_mtl_lies_beside_it(
+    real_data: Path, tmp_path: Path, name: str, sun: Sun
+) -> None:
+    content = json.loads((real_data / HERE / f"stac_items/{name}.json").read_text())
+    hrefs = [asset["href"] for asset in content["assets"].values()]
+    raster = next(Path(href).name for href in hrefs if href.endswith("_QA_PIXEL.TIF"))
+    make_product(tmp_path / "p", identity=raster.removesuffix("_QA_PIXEL.TIF"), spelling="")
+    (tmp_path / "p/item.json").write_text(json.dumps(content))
+    assert opened(tmp_path / "p", tmp_path).metadata.sun == sun
 
 
 # --- spellings and packings ------------------------------------------------------------------
@@ -141,6 +164,7 @@ def test_an_item_names_its_bands_by_common_name_or_by_file(
         assert product.scaling("lwir") == (0.00341802, 149.0)
         assert product.scaling("red") == pytest.approx(scaling("SR_B4"), rel=1e-12)
         assert product.id.text == product_id()
+        assert product.metadata.sun == Sun(208.8, 38.4)
 
 
 def test_an_item_finds_assets_renamed_beside_it_by_their_keys(tmp_path: Path) -> None:

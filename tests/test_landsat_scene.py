@@ -49,7 +49,7 @@ from small_landsat import (
 from glacier_core.errors import InputError
 from glacier_core.landsat.scene import ingest_product
 from glacier_core.raster.bands import find_common
-from glacier_core.raster.grid import Grid
+from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import Scene, date_in
 
 Layers = dict[str, NDArray[np.float32]]
@@ -129,6 +129,27 @@ def test_a_scene_opens_with_known_bands_date_and_grid(tmp_path: Path) -> None:
     assert tags["DATE_PRODUCT_GENERATED"] == "2020-09-08T21:42:54Z"
     assert tags["PROCESSING_SOFTWARE_VERSION"] == "LPGS_15.3.1c"
     assert json.loads(tags["SCALING"])["red"] == pytest.approx(scaling("SR_B4"), rel=1e-12)
+    assert float(tags["SUN_AZIMUTH"]) == pytest.approx(360 - 151.2, abs=1e-6)
+    assert float(tags["SUN_ELEVATION"]) == pytest.approx(38.4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("elevation", "told"), [("38.4", True), ("-21.5", False), ("", False)])
+def test_a_scene_has_light_and_shadow_if_the_product_says_where_the_sun_stood_by_day(
+    tmp_path: Path, elevation: str, told: bool
+) -> None:
+    folder = make_product(tmp_path / "p", sun=("151.2", elevation))
+    make_scene(tmp_path / "dem.tif", bands=[None], values=4000.0, shape=(48, 40))
+    project = landsat_project(tmp_path / "project", dem_path=str(tmp_path / "dem.tif"))
+    path = ingest_product(project, folder, tmp_path / "out")
+    wanted = ["hillshade", "cast_shadow"]
+    with Scene(path, None, wanted) as scene:
+        if told:
+            light, shadow = scene.view(Window(10, 10, 20, 20), wanted)[0]
+            np.testing.assert_allclose(light, np.sin(np.radians(38.4)), atol=1e-4)
+            assert (shadow == 0).all()
+        else:
+            with pytest.raises(InputError, match="sun's place, which its tags do not tell"):
+                scene.positions(wanted)
 
 
 def test_a_scene_is_ready_to_be_configured_and_masked(tmp_path: Path) -> None:

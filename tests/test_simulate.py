@@ -17,6 +17,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
+from glacier_core.raster.scene import Scene
 from glacier_core.simulate import BAND_NAMES, SimulatedScene, simulate
 
 DATES = (date(2000, 10, 25), date(2010, 11, 6))
@@ -99,6 +100,24 @@ def test_bands_and_grid(made: Simulation) -> None:
         assert image.res == (30.0, 30.0)
         assert image.transform.c % 30 == image.transform.f % 30 == 0
         assert set(np.unique(truth.read(1))) == {0, 1, 2}
+
+
+def test_tags_say_from_where_the_light_in_the_picture_comes(made: Simulation) -> None:
+    for shot in made.scenes:
+        with rasterio.open(shot.img_path) as image:
+            azimuth, elevation = (float(image.tags()[f"SUN_{n}"]) for n in ("AZIMUTH", "ELEVATION"))
+        # In autumn, 27 degrees north, at ten in the morning: in the south-east.
+        assert 130 < azimuth < 165
+        assert 30 < elevation < 55
+        with Scene(shot.img_path, None, ["hillshade"]) as scene:
+            light, bright = scene.view(scene.grid.window, ["hillshade", "B4"])[0]
+            seen = np.isfinite(light + bright)
+            alike = np.corrcoef(light[seen], bright[seen])[0, 1]
+        turned = np.cos(np.radians(azimuth + 90)), np.sin(np.radians(azimuth + 90))
+        by_row, by_col = np.gradient(read(shot.img_path, "elevation"), 30)
+        across = by_row * turned[0] - by_col * turned[1]
+        assert alike > 0.3
+        assert alike > 2 * abs(np.corrcoef(across[seen], bright[seen])[0, 1])
 
 
 def test_digital_numbers_are_whole_and_in_range(made: Simulation) -> None:

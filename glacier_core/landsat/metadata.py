@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from glacier_core.errors import InputError
+from glacier_core.raster.sun import Sun
 
 # The bands of each sensor, by the common names of the STAC extension `eo`. Surface reflectance is
 # SR_B*, surface temperature ST_B* (Landsat Collection 2 Level-2 Science Product Guides, LSDS-1618
@@ -133,6 +134,7 @@ class Metadata:
             DN x factor + summand.
         files: name of each raster by code: SR_B2, ST_B6, QA_PIXEL, QA_RADSAT.
         slc_off: whether the scan-line corrector was off.
+        sun: where it stood in the middle of the scene; None where that is not told, or at night.
     """
 
     id: ProductId
@@ -142,6 +144,7 @@ class Metadata:
     scaling: Mapping[str, tuple[float, float]]
     files: Mapping[str, str]
     slc_off: bool
+    sun: Sun | None
 
     @property
     def version(self) -> str:
@@ -265,6 +268,7 @@ def read_metadata(path: Path) -> Metadata:
             _number(groups, group, f"{stem}_ADD_BAND_{name}", path),
         )
     record = groups.get("LEVEL2_PROCESSING_RECORD", {})
+    image = groups.get("IMAGE_ATTRIBUTES", {})
     return Metadata(
         product,
         path,
@@ -272,8 +276,17 @@ def read_metadata(path: Path) -> Metadata:
         record.get("PROCESSING_SOFTWARE_VERSION", ""),
         scaling,
         files,
-        groups.get("IMAGE_ATTRIBUTES", {}).get("SENSOR_MODE_SLC") == "OFF",
+        image.get("SENSOR_MODE_SLC") == "OFF",
+        sun_told(image.get("SUN_AZIMUTH"), image.get("SUN_ELEVATION")),
     )
+
+
+def sun_told(azimuth: Any, elevation: Any) -> Sun | None:
+    """The sun at degrees that a product tells; None where it tells none, or none in the sky."""
+    try:
+        return Sun.of(azimuth, elevation)
+    except (TypeError, ValueError):
+        return None
 
 
 def scaling_in_asset(asset: Mapping[str, Any]) -> tuple[float, float] | None:

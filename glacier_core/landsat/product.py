@@ -23,6 +23,7 @@ from glacier_core.landsat.metadata import (
     parse_id,
     read_metadata,
     scaling_in_asset,
+    sun_told,
 )
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,11 @@ def _without_mtl(
             f"{item}: has no MTL file beside it, and declares no scale and offset for "
             f"{', '.join(sorted(needed - set(scaling)))}; download the asset mtl.json too"
         )
-    return Metadata(product, item, "", "", scaling, {}, slc_off=False)
+    said = content.get("properties")
+    properties = said if isinstance(said, dict) else {}
+    # Of the STAC extension `view`, in which USGS tells what the MTL file does.
+    sun = sun_told(properties.get("view:sun_azimuth"), properties.get("view:sun_elevation"))
+    return Metadata(product, item, "", "", scaling, {}, slc_off=False, sun=sun)
 
 
 def _product(path: Path, folder: Path, metadata: Metadata, rasters: dict[str, str]) -> Product:

@@ -41,7 +41,7 @@ _ROWS = 512
 _GDAL = {"GDAL_CACHEMAX": 128 * 2**20}
 
 # Changes when the same product and settings would give another file.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def ingest_product(
@@ -132,12 +132,14 @@ def _check_fill(product: Product, others: Sequence[Product]) -> None:
 def _tags(product: Product, conf: LandsatConf, made_of: Mapping[str, Any]) -> dict[str, str]:
     metadata = product.metadata
     corrector = {"SCAN_LINE_CORRECTOR": "OFF"} if metadata.slc_off else {}
+    sun = metadata.sun.tags if metadata.sun else {}
     return {
         "LANDSAT_PRODUCT_ID": product.id.text,
         "DATE_ACQUIRED": product.id.acquired.isoformat(),
         "DATE_PRODUCT_GENERATED": metadata.generated or product.id.processed.isoformat(),
         "PROCESSING_SOFTWARE_VERSION": metadata.software,
         **corrector,
+        **sun,
         "SCALING": json.dumps({name: product.scaling(name) for name in product.bands}),
         "HARMONISED": json.dumps(harmonisation(product.id.sensor, conf.harmonise)),
         TAG: json.dumps(made_of),

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from glacier_core.raster.bands import find_common
+from glacier_core.raster.flow import drained
 from glacier_core.raster.grid import Grid, Window
+from glacier_core.raster.sun import Sun, cast_shadow, hillshade, how_to_tell, sun_in
 
 Pixels = npt.NDArray[np.float32]
 
@@ -29,6 +32,12 @@ _MOST_SPREADS = 4.0
 _SMALLEST_SPREAD = 1e-3  # of a temperature, as a share of it: a third of a kelvin
 SCALES_M = (100, 250, 500, 1000, 2000)
 """Reaches of topographic position, from a gully to a valley; those of 30 m pixels and glaciers."""
+FLOWS_M = (500, 2000)
+"""Reaches of flow, from a hollow to a glacier's valley."""
+# Water runs over heights smoothed over this share of the reach, or the bumps of a debris-covered
+# tongue and the errors of its DEM would hold it back.
+_FLOW_SMOOTHED = 0.1
+_SHADOW_M = 3000.0  # at 40 degrees of sun, ground that stands 2,500 m higher
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,12 @@ class Ground:
         bands: by common name (`green`, `elevation`; see `find_common`), float32 (height, width), NaN
             where not seen.
         steps: metres to the east and north that a column, and a row, leads; see `Grid.steps_m`.
+        sun: where it stood; None where no channel asks.
     """
 
     bands: Mapping[str, Pixels]
     steps: tuple[tuple[float, float], tuple[float, float]]
+    sun: Sun | None = None
 
     @property
     def pixel_m(self) -> float:
@@ -87,11 +98,13 @@ class Derivation:
         reach_m: how far from a pixel it looks, metres, beside the neighbours of a gradient; 0 for
             the pixel alone.
         work: float32 (height, width), NaN where a band that it needs was not seen.
+        sunlit: whether it needs the sun's place, which the tags of a scene tell.
     """
 
     needs: tuple[str, ...]
     reach_m: float
     work: Callable[[Ground], Pixels]
+    sunlit: bool = False
 
 
 def _index(ground: Ground, first: str, second: str) -> Pixels:
@@ -186,6 +199,31 @@ def _lapse(ground: Ground, metres: float) -> Pixels:
     return np.clip((t - slope * z) / spread, -_MOST_SPREADS, _MOST_SPREADS)
 
 
+def _flow(ground: Ground, metres: float) -> Pixels:
+    """log of the ground that drains through a pixel from within `metres`, by that of a plane.
+
+    That is drained area over the width of a pixel and the reach: 0 on a plane, whatever the
+    pixels, above where slopes run together, below where they part.
+    """
+    height = ground.mean_around(ground.bands["elevation"], _FLOW_SMOOTHED * metres)
+    paths = int(-(-metres // ground.pixel_m))
+    flow = drained(height, ground.steps, paths)
+    np.log(flow, out=flow)
+    return flow - np.float32(np.log(paths + 1))
+
+
+def _hillshade(ground: Ground) -> Pixels:
+    assert ground.sun is not None
+    return hillshade(ground.gradient(ground.bands["elevation"]), ground.sun)
+
+
+def _cast_shadow(ground: Ground) -> Pixels:
+    assert ground.sun is not None
+    # No further than the window is sure to reach, where pixels are not square.
+    most = int(-(-_SHADOW_M // ground.pixel_m))
+    return cast_shadow(ground.bands["elevation"], ground.steps, ground.sun, _SHADOW_M, most)
+
+
 DERIVED: dict[str, Derivation] = {
     "ndsi": Derivation(("green", "swir1"), 0, partial(_index, first="green", second="swir1")),
     "ndvi": Derivation(("nir", "red"), 0, partial(_index, first="nir", second="red")),
@@ -204,28 +242,18 @@ DERIVED: dict[str, Derivation] = {
     "roughness": Derivation(("elevation",), 300, partial(_roughness, metres=60)),
     "curvature_plan": Derivation(("elevation",), _SMOOTHED_M, partial(_curvature, across=True)),
     "curvature_profile": Derivation(("elevation",), _SMOOTHED_M, partial(_curvature, across=False)),
+    **{
+        f"flow_{m}m": Derivation(("elevation",), (1 + _FLOW_SMOOTHED) * m, partial(_flow, metres=m))
+        for m in FLOWS_M
+    },
+    "hillshade": Derivation(("elevation",), 1, _hillshade, sunlit=True),
+    "cast_shadow": Derivation(("elevation",), _SHADOW_M, _cast_shadow, sunlit=True),
     "thermal_lapse": Derivation(("thermal", "elevation"), 4000, partial(_lapse, metres=2000)),
 }
 """By channel name. `docs/channels.md` says what each is good for."""
 
 TERRAIN_ALONE = frozenset(name for name, how in DERIVED.items() if how.needs == ("elevation",))
 """Channels that a DEM gives, also where no satellite looked."""
-
-
-def lacking(names: Sequence[str], bands: Sequence[str]) -> tuple[list[str], str]:
-    """What a scene lacks for some derived channels: common names of bands, and sentences for the
-    end of a message."""
-    absent: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        needs = DERIVED[name].needs if name in DERIVED else ()
-        without = tuple(need for need in needs if find_common(bands, need) is None)
-        if without:
-            absent.setdefault(without, []).append(name)
-    words = [
-        f" Worked out from {' and '.join(needs)}, which it lacks, would be {', '.join(those)}."
-        for needs, those in absent.items()
-    ]
-    return [need for needs in absent for need in needs], "".join(words)
 
 
 class Derived:
@@ -235,27 +263,63 @@ class Derived:
         names: in the order in which they were wanted.
     """
 
-    def __init__(self, wanted: Sequence[str], bands: Sequence[str], grid: Grid) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[str],
+        bands: Sequence[str],
+        grid: Grid,
+        tags: Mapping[str, str],
+        path: Path,
+    ) -> None:
         """Choose among `wanted` what is no band, and can be worked out from `bands`.
 
         Args:
             wanted: names of channels, bands among them.
             bands: names in the scene's file.
             grid: of the scene. What has no place on the ground has no terrain.
+            tags: metadata items of the file; see `sun_in`.
+            path: of the file, for messages.
+
+        Raises:
+            InputError: the sun's place is needed, and the tags tell an impossible one.
         """
-        self._bands, self._grid = list(bands), grid
+        self._bands, self._grid, self._path = list(bands), grid, path
+        known = [name for name in dict.fromkeys(wanted) if name in DERIVED and name not in bands]
+        # Where no channel asks, a scene may say of the sun what it likes, or that it was night.
+        asked = any(DERIVED[name].sunlit for name in known)
+        self._sun = sun_in(tags, path) if asked else None
         self.names = [
             name
-            for name in dict.fromkeys(wanted)
-            if name not in bands
-            and name in DERIVED
-            and all(find_common(bands, need) is not None for need in DERIVED[name].needs)
+            for name in known
+            if all(find_common(bands, need) is not None for need in DERIVED[name].needs)
             and (grid.located or "elevation" not in DERIVED[name].needs)
+            and (self._sun is not None or not DERIVED[name].sunlit)
         ]
         # Those of the middle, so that a pixel's value does not depend on the window it is read by.
         located = grid.located and bool(self.names)
         middle = (grid.height // 2, grid.width // 2)
         self._steps = grid.steps_m(*middle) if located else ((1.0, 0.0), (0.0, -1.0))
+
+    def lacking(self, names: Sequence[str]) -> tuple[list[str], str]:
+        """What the scene lacks for some derived channels that were wanted: common names of bands,
+        and sentences for the end of a message."""
+        absent: dict[tuple[str, ...], list[str]] = {}
+        for name in names:
+            needs = DERIVED[name].needs if name in DERIVED else ()
+            without = tuple(need for need in needs if find_common(self._bands, need) is None)
+            if without:
+                absent.setdefault(without, []).append(name)
+        words = [
+            f" Worked out from {' and '.join(needs)}, which it lacks, would be {', '.join(those)}."
+            for needs, those in absent.items()
+        ]
+        dark = [name for name in names if name in DERIVED and DERIVED[name].sunlit]
+        if dark and self._sun is None:
+            words.append(
+                f" Worked out from the sun's place, which its tags do not tell, would be "
+                f"{', '.join(dark)}: {how_to_tell(self._path)}."
+            )
+        return [need for needs in absent for need in needs], "".join(words)
 
     def work_out(
         self,
@@ -284,7 +348,7 @@ class Derived:
             raise ValueError(f"{window} lies outside the scene")
         needs = list(dict.fromkeys(need for how in chosen for need in how.needs))
         layers = read(around, [self._position(need) for need in needs])
-        ground = Ground(dict(zip(needs, layers, strict=True)), self._steps)
+        ground = Ground(dict(zip(needs, layers, strict=True)), self._steps, self._sun)
         inside = window.within(around).slices
         return [how.work(ground)[inside] for how in chosen]
 

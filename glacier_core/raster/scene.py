@@ -22,7 +22,7 @@ from glacier_core.raster.bands import (
     how_to_get,
     unseen_by_quality,
 )
-from glacier_core.raster.derived import Derived, lacking
+from glacier_core.raster.derived import Derived
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.threads import thread_count
 
@@ -102,7 +102,8 @@ class Scene:
 
         Raises:
             InputError: missing, unreadable or truncated file, no CRS, unnamed bands, or names
-                that contradict the file's; pixels without an area.
+                that contradict the file's; pixels without an area; an impossible place of the sun
+                where a wanted channel needs it.
         """
         self.path = path
         self._must_be_located = must_be_located
@@ -175,7 +176,7 @@ class Scene:
             for name, value in zip(self.bands, self.nodata, strict=True)
         ]
         self._scaling = list(zip(dataset.scales, dataset.offsets, strict=True))
-        self._derived = Derived(wanted, self.bands, self.grid)
+        self._derived = Derived(wanted, self.bands, self.grid, dataset.tags(), self.path)
         if self._derived.names:
             self.bands = [*self.bands, *self._derived.names]
             self.nodata += [None] * len(self._derived.names)
@@ -198,7 +199,7 @@ class Scene:
 
     def how_to_get(self, missing: Sequence[str]) -> str:
         """What to do about channels that it lacks; sentences for the end of a message, or none."""
-        needed, words = lacking(missing, self.bands)
+        needed, words = self._derived.lacking(missing)
         return words + how_to_get([*missing, *needed], self.bands)
 
     def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:

@@ -8,8 +8,9 @@ from datetime import date
 import numpy as np
 from scipy import ndimage
 
+from glacier_core.raster.sun import Sun
 from glacier_core.simulate.noise import Field, Mask, fractal, smoothstep
-from glacier_core.simulate.surface import BANDS, Sun, Surface
+from glacier_core.simulate.surface import BANDS, Surface
 
 SLC_FAILURE = date(2003, 5, 31)
 """The day on which the scan line corrector of Landsat 7 failed."""

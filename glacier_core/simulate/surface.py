@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from glacier_core.raster.sun import Sun
 from glacier_core.simulate.ground import CLEAN_ICE, DEBRIS, PIXEL, Cover, Site
 from glacier_core.simulate.noise import Field, fractal, smoothstep
 from glacier_core.simulate.terrain import slope_degrees
@@ -32,14 +33,6 @@ PLANTS: Spectrum = (0.050, 0.075, 0.070, 0.235, 0.190, 0.110, 0.105)
 WATER: Spectrum = (0.080, 0.075, 0.050, 0.020, 0.006, 0.004, 0.045)
 MILKY_WATER: Spectrum = (0.165, 0.200, 0.150, 0.070, 0.010, 0.007, 0.140)
 LAKE_ICE: Spectrum = (0.52, 0.53, 0.50, 0.40, 0.05, 0.035, 0.48)
-
-
-@dataclass(frozen=True)
-class Sun:
-    """Where the sun stands: azimuth clockwise from north and elevation, both in degrees."""
-
-    azimuth: float
-    elevation: float
 
 
 @dataclass(frozen=True)
