@@ -49,6 +49,7 @@ def crossvalidate(
     by: str,
     folds: int | None = None,
     groups: Mapping[str, list[str]] | None = None,
+    testing: list[str] | None = None,
     seeds: list[int] | None = None,
     name: str | None = None,
     symmetries: bool | None = None,
@@ -63,6 +64,7 @@ def crossvalidate(
         by: blocks, regions, scenes, groups or random.
         folds: number of folds.
         groups: scenes by name of the group.
+        testing: names of the folds that are made, such as groups; the others only train.
         seeds: of the trainings of each fold; 1, 2 and 3 if not given.
         name: of the folder and the MLflow run.
         symmetries: average over turns and mirror images; as conf/maps.yaml says if not given.
@@ -73,7 +75,8 @@ def crossvalidate(
     """
     folder = Path(root).resolve()
     asked: dict[str, Any] = {
-        "by": by, "folds": folds, "groups": groups, "name": name, "symmetries": symmetries,
+        "by": by, "folds": folds, "groups": groups, "testing": testing or (), "name": name,
+        "symmetries": symmetries,
     }  # fmt: skip
     numbers = seeds or list(SEEDS)
     try:

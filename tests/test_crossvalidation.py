@@ -507,6 +507,26 @@ def test_groups_come_from_the_command_line_or_a_file(root: Path, tmp_path: Path)
     assert units(plan.fold("west"), "test") == [P, Q]
 
 
+def test_where_one_group_tests_the_others_only_train(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = ["--by", "groups", "--groups", f"new={P}", "--groups", f"old={Q},{R},{S}"]
+    code, _, errors = said(root, monkeypatch, *groups, "--test", "newer")
+    assert code == 2
+    assert "--test newer: there is no such fold; there are new, old" in errors
+    with pytest.raises(InputError, match=r"^fold old: .* 1 of 1 units have ice"):
+        plan_folds(Project(root), "groups", groups=read_groups(groups[3::2]))
+    code, _, errors = said(root, monkeypatch, *groups, "--test", "new", "--seeds", "3",
+                           "--name", "unseen")  # fmt: skip
+    assert code == 0, errors
+    found = scores(root, "unseen")
+    assert list(found["by_fold"]) == ["new"]
+    assert found["mean"]["all"]["pixels"] == (labels_once(root, P) != 255).sum()
+    ground = found["protocol"]["ground"]["new"]["3"]
+    assert ground["test"]["scenes"] == [P]
+    assert sorted(ground["train"]["scenes"] + ground["dev"]["scenes"]) == [Q, R, S]
+
+
 def test_scenes_of_no_group_take_no_part(root: Path) -> None:
     with pytest.raises(InputError, match=r"^fold west: .* 1 of 1 units have ice"):
         plan_folds(Project(root), "groups", groups={"west": [P, Q], "east": [R]})

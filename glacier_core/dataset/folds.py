@@ -120,6 +120,7 @@ def plan_folds(
     by: str,
     folds: int | None = None,
     groups: Mapping[str, list[str]] | None = None,
+    testing: Sequence[str] = (),
 ) -> Plan:
     """Make the folds of the slices that lie in `data/slices`.
 
@@ -134,6 +135,8 @@ def plan_folds(
             of scenes, or `random`: slices drawn as `split: random` does, which leaks.
         folds: number of folds.
         groups: scenes by name of the group.
+        testing: names of the folds that are made, such as groups; the others only train. All if
+            empty.
 
     Raises:
         InputError: nothing is sliced, too little ground for so many folds, none of it with ice to
@@ -186,11 +189,13 @@ def plan_folds(
         units = [f"{group_of[scene]} {places[scene]}" for scene in scenes]
         fold_of = {str(unit): group_of[scene] for unit, scene in zip(units, scenes, strict=True)}
     if by == "random":
+        if testing:
+            raise InputError("--test goes with folds that have names, not with --by random")
         turns = [Fold("random")]
     else:
         inside = [i for i, unit in enumerate(units) if unit is not None]
         known = [str(units[i]) for i in inside]
-        turns = _turns(project, known, [candidates[i] for i in inside], fold_of, folds, by)
+        turns = _turns(project, known, [candidates[i] for i in inside], fold_of, folds, by, testing)
     if by in ("scenes", "groups"):
         unit_of = dict(zip(scenes, map(str, units), strict=True))
         turns = [
@@ -265,6 +270,7 @@ def _turns(
     fold_of: Mapping[str, str] | None,
     folds: int | None,
     by: str,
+    testing: Sequence[str],
 ) -> list[Fold]:
     """The folds of units of ground, one unit and candidate a slice."""
     there = list(dict.fromkeys(units))
@@ -288,8 +294,14 @@ def _turns(
         check_names("fold", names)
     except ValueError as error:
         raise InputError(f"--by {by}: {error}") from None
+    if unknown := set(testing) - set(names):
+        raise InputError(
+            f"--test {', '.join(sorted(unknown))}: there is no such fold; there are {', '.join(names)}"
+        )
     turns = []
     for name in names:
+        if testing and name not in testing:
+            continue
         rest = [i for i, unit in enumerate(units) if fold_of[unit] != name]
         parts = _parts(project, [units[i] for i in rest], [candidates[i] for i in rest], name)
         turns.append(Fold(name, {unit: parts.get(unit) for unit in there}))

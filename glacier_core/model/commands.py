@@ -88,6 +88,14 @@ def promote_command(
     metavar="NAME=SCENE,SCENE",
     help="A group of scenes, for --by groups; repeat it, or give a YAML file of all.",
 )
+@click.option(
+    "--test",
+    "testing",
+    multiple=True,
+    metavar="FOLD",
+    help="Test this group, region, scene or fold; the others only train. Repeat it for several.  "
+    "[default: each in turn]",
+)
 @click.option("--seeds", metavar="1,2,3", help="Of the trainings of each fold.  [default: 1,2,3]")
 @click.option(
     "--name", help="Of the folder, and the MLflow run; by default as --by and --folds say."
@@ -105,6 +113,7 @@ def crossvalidate_command(
     by: str,
     folds: int | None,
     groups: tuple[str, ...],
+    testing: tuple[str, ...],
     seeds: str | None,
     name: str | None,
     symmetries: bool | None,
@@ -127,7 +136,8 @@ def crossvalidate_command(
         raise InputError(f"--seeds {seeds}: expected whole numbers, as in 1,2,3")
     numbers = [int(part) for part in parts]
     made, pooled = crossvalidate(
-        project, by=by, folds=folds, groups=read_groups(groups), seeds=numbers, name=name,
+        project, by=by, folds=folds, groups=read_groups(groups), testing=testing,
+        seeds=numbers, name=name,
         symmetries=symmetries, only=only,
     )  # fmt: skip
     if pooled is None:

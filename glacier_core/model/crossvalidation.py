@@ -91,13 +91,14 @@ class CrossValidation:
         by: str,
         folds: int | None = None,
         groups: Mapping[str, list[str]] | None = None,
+        testing: Sequence[str] = (),
         name: str | None = None,
         symmetries: bool | None = None,
     ) -> None:
         """Plan the folds; see `plan_folds`.
 
         Args:
-            project, by, folds, groups, name: see `crossvalidate`.
+            project, by, folds, groups, testing, name: see `crossvalidate`.
             symmetries: average over turns and mirror images, as `map_scenes` does; None as
                 conf/maps.yaml says.
 
@@ -107,7 +108,7 @@ class CrossValidation:
         project.check()
         self.project = project
         self.symmetries = project.maps.symmetries if symmetries is None else symmetries
-        self.plan = plan_folds(project, by, folds, groups)
+        self.plan = plan_folds(project, by, folds, groups, testing)
         self.name = name or (f"{by}_{folds}" if folds else by)
         try:
             check_names("name", [self.name])
@@ -331,6 +332,7 @@ def crossvalidate(
     by: str,
     folds: int | None = None,
     groups: Mapping[str, list[str]] | None = None,
+    testing: Sequence[str] = (),
     seeds: Sequence[int] = SEEDS,
     name: str | None = None,
     symmetries: bool | None = None,
@@ -342,7 +344,7 @@ def crossvalidate(
 
     Args:
         project: with slices.
-        by, folds, groups: see `plan_folds`.
+        by, folds, groups, testing: see `plan_folds`.
         seeds: of the trainings of each fold; the folds stay the same, what chooses in them does
             not (`Fold.splits`).
         name: of the folder below `data/crossvalidation`; by default `by` and the number of folds.
@@ -358,8 +360,9 @@ def crossvalidate(
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise InputError("--seeds: expected whole numbers from 0 on, each once, as in 1,2,3")
     made = CrossValidation(
-        project, by=by, folds=folds, groups=groups, name=name, symmetries=symmetries
-    )
+        project, by=by, folds=folds, groups=groups, testing=testing, name=name,
+        symmetries=symmetries,
+    )  # fmt: skip
     wanted = [made.plan.fold(only)] if only is not None else made.plan.folds
     bar = tqdm(total=len(wanted) * len(seeds), desc="folds and seeds", disable=None)
     for fold in wanted:
