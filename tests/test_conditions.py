@@ -16,7 +16,7 @@ from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import slice_scene
-from glacier_core.model.conditions import BRIGHTNESS, EDGE, SIZE, STEEPNESS, Conditions
+from glacier_core.model.conditions import BRIGHTNESS, EDGE, SIZE, SNOW, STEEPNESS, Conditions
 from glacier_core.model.metrics import confusion, scores
 
 NAMES = ["background", "clean_ice", "debris"]
@@ -96,6 +96,20 @@ def test_steepness_comes_from_the_elevation(project: Project, found: dict[str, A
         "below 30 degrees": scores_where(project, gentle),
     }
     assert found[STEEPNESS]["below 30 degrees"]["background"]["pixels"] > 0
+
+
+def test_snow_is_told_by_its_index(project: Project, found: dict[str, Any]) -> None:
+    snow, other = {}, {}
+    for name, image, _ in scenes_of(project):
+        green, infrared = (image[CHANNELS.index(band)] for band in ("B2", "B5"))
+        with np.errstate(invalid="ignore"):
+            snow[name] = (green - infrared) / (green + infrared) > 0.4
+        other[name] = ~snow[name]
+    assert found[SNOW] == {
+        "snow or clean ice": scores_where(project, snow),
+        "neither": scores_where(project, other),
+    }
+    assert found[SNOW]["snow or clean ice"]["clean_ice"]["pixels"] > 0
 
 
 def test_the_darkest_tenth_is_that_of_each_scene(project: Project, found: dict[str, Any]) -> None:

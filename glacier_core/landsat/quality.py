@@ -21,7 +21,7 @@ from glacier_core.files import whole_file
 from glacier_core.labels.burning import Burner
 from glacier_core.labels.inventory import outlines_for
 from glacier_core.landsat.swath import Swath
-from glacier_core.raster.bands import QUALITY_BANDS, TERRAIN, ZERO_IS_FILL, find_common
+from glacier_core.raster.bands import QUALITY_BANDS, SNOW_INDEX, TERRAIN, ZERO_IS_FILL, find_common
 from glacier_core.raster.derived import TERRAIN_ALONE
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.raster.scene import COVERED, Scene, date_in
@@ -36,8 +36,7 @@ COLUMNS = (
 """Of the table. People may change a verdict, or take a row out: the scene is then looked at again."""
 
 _STRIP_ROWS = 256
-# Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
-_SNOW_INDEX, _INDEX = 0.4, "ndsi"
+_INDEX = "ndsi"
 # Eight bits of ETM+ end here; reflectance of 1 is all light (Landsat 7 Data Users Handbook).
 _SATURATED_DN, _SATURATED_REFLECTANCE = 255, 1.0
 _REFLECTANCE = frozenset("coastal blue green red nir08 swir16 swir22".split())
@@ -250,9 +249,9 @@ def _bright(names: Sequence[str], pixels: npt.NDArray[np.float32]) -> npt.NDArra
     green, swir = (find_common(names, name) for name in ("green", "swir1"))
     if green is None or swir is None:
         index: npt.NDArray[np.float32] = pixels[names.index(_INDEX)]
-        return index > _SNOW_INDEX
+        return index > SNOW_INDEX
     difference = pixels[green] - pixels[swir]
-    bright: npt.NDArray[np.bool_] = difference > _SNOW_INDEX * np.abs(pixels[green] + pixels[swir])
+    bright: npt.NDArray[np.bool_] = difference > SNOW_INDEX * np.abs(pixels[green] + pixels[swir])
     return bright
 
 

@@ -15,13 +15,11 @@ from glacier_core.maps.rasters import Layer, MapRasters
 from glacier_core.maps.scenemap import ELEVATION_STEP_M, NO_ELEVATION, UNSEEN
 from glacier_core.model.ensemble import Ensemble, Probabilities
 from glacier_core.params import MapParams
-from glacier_core.raster.bands import find_common
+from glacier_core.raster.bands import SNOW_INDEX, find_common
 from glacier_core.raster.scene import COVERED, NO_VALUE, Scene
 from glacier_core.raster.tiles import pieces
 
 _WRITE_ROWS = 128
-# Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995).
-_SNOW_INDEX = 0.4
 
 
 def layers(name: str, ensemble: Ensemble, scene: Scene) -> list[Layer]:
@@ -72,7 +70,7 @@ class Statistics:
         if self.green is not None and self.swir is not None:
             green, swir = values[self.green][not_ice], values[self.swir][not_ice]
             # Without the division, which 0 / 0 would spoil.
-            self.snow_outside += int((green - swir > _SNOW_INDEX * np.abs(green + swir)).sum())
+            self.snow_outside += int((green - swir > SNOW_INDEX * np.abs(green + swir)).sum())
 
 
 class Sweep:

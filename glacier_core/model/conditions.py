@@ -1,4 +1,4 @@
-"""The same scores by what makes ground hard: steepness, darkness, the edge of what was seen, size."""
+"""The same scores by what makes ground hard: steep, dark, snowy, beside what was not seen, small."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.ndimage import distance_transform_edt, label
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.model.metrics import Score, confusion, scores
-from glacier_core.raster.bands import find_common
+from glacier_core.raster.bands import SNOW_INDEX, find_common
 
 Scores = dict[str, dict[str, Score]]
 """By class name; of a group without a class's mapped pixels, its recall alone."""
@@ -23,7 +23,8 @@ _NEAR = 5  # pixels
 _SMALL_KM2, _LARGE_KM2 = 0.1, 1.0
 _EVERY = 16  # of a scene's valid pixels looked at for how dark the darkest tenth is
 
-STEEPNESS, BRIGHTNESS, EDGE, SIZE = "steepness", "brightness", "edge of what was seen", "part size"
+STEEPNESS, BRIGHTNESS, SNOW = "steepness", "brightness", "snow"
+EDGE, SIZE = "edge of what was seen", "part size"
 
 
 class Conditions:
@@ -32,6 +33,8 @@ class Conditions:
     - `steepness`: slope from the elevation, or from a slope band in degrees where there is none.
     - `brightness`: the darkest tenth of each scene's valid test pixels, in green or else red: most
       of it shadow and water.
+    - `snow`: snow index of green and short-wave infrared, above `SNOW_INDEX` or not. Where it is above, background
+      is snow that could be taken for ice, and debris lies under snow.
     - `edge of what was seen`: within 5 pixels of one that is ignored, such as beside cloud, gaps and
       the border.
     - `part size`: of the true ice connected in a slice, by edges and corners, all classes together.
@@ -48,7 +51,9 @@ class Conditions:
         self._dataset, self._names = dataset, dataset.class_names
         self._height = named("elevation")
         self._slope = next((name for name in ("slope", "slope_deg") if name in bands), None)
-        self._visible = named("green") or named("red")
+        self._green = named("green")
+        self._visible = self._green or named("red")
+        self._infrared = named("swir1")
         self._dark = {} if self._visible is None else _darkest(dataset, self._visible)
         classes = len(self._names)
         self._counted: dict[tuple[str, str], npt.NDArray[np.int64]] = defaultdict(
@@ -85,6 +90,12 @@ class Conditions:
             values, dark = self._band(sample, self._visible), self._dark[sample.scene]
             yield BRIGHTNESS, "darkest tenth", values <= dark
             yield BRIGHTNESS, "brighter", values > dark
+        if self._green is not None and self._infrared is not None:
+            # Without the division, which 0 / 0 would spoil.
+            visible, infrared = (self._band(sample, name) for name in (self._green, self._infrared))
+            snow = visible - infrared > SNOW_INDEX * np.abs(visible + infrared)
+            yield SNOW, "snow or clean ice", snow
+            yield SNOW, "neither", ~snow
         numbers = self._dataset.label("test", sample)
         seen = numbers != IGNORED
         near = np.zeros_like(seen) if seen.all() else distance_transform_edt(seen) <= _NEAR

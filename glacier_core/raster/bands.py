@@ -14,6 +14,9 @@ ETM_STACK = "B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8 BQA NDWI NDSI NDVI elevati
 # (Landsat 7 Data Users Handbook, section 5). Each band has its own: scan-line gaps differ by band.
 ZERO_IS_FILL = frozenset("B1 B2 B3 B4 B5 B6_VCID_1 B6_VCID_2 B7 B8".split())
 
+SNOW_INDEX = 0.4
+"""Snow and ice have a normalised difference snow index above this (Dozier 1989; Hall et al. 1995)."""
+
 TERRAIN = frozenset("elevation elevation_m slope slope_deg".split())
 """Bands that a DEM gives, also where no satellite looked."""
 
