@@ -105,6 +105,7 @@ class TrainParams(Checked):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     l1: NonNegative
     l2: NonNegative
+    border_weight: NonNegative
     gain: NonNegative
     offset: NonNegative
     haze: NonNegative

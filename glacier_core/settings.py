@@ -166,6 +166,9 @@ class ModelConf(Checked):
     dropout_at: Literal["deep", "all"]
     spatial_dropout: bool
     normalisation: Literal["batch", "none"]
+    blocks: Literal["plain", "residual"]
+    attention: bool
+    heads: Literal["classes", "binary"]
 
 
 class AugmentConf(Checked):
@@ -198,6 +201,7 @@ def loss_terms(text: str) -> dict[str, float]:
 class TrainConf(Checked):
     model: ModelConf
     loss: str
+    loss_weights: Literal["fixed", "learned"]
     optimizer: Literal["adam", "adamw"]
     schedule: Literal["none", "cosine", "step", "plateau"]
     augment: AugmentConf
@@ -212,6 +216,14 @@ class TrainConf(Checked):
     def _sum_of_terms(cls, value: str) -> str:
         loss_terms(value)
         return value
+
+    @model_validator(mode="after")
+    def _something_to_weigh(self) -> TrainConf:
+        if self.loss_weights == "learned" and len(loss_terms(self.loss)) == 1:
+            raise ValueError(
+                f"loss_weights: learned needs a loss of several terms, not {self.loss}"
+            )
+        return self
 
 
 # --- conf/maps.yaml: what to map, and what to compare ----------------------------------------

@@ -199,6 +199,15 @@ VARIANTS: dict[str, Variant] = {
         {"loss": "dice", "model": {"normalisation": "none"}},
         five_slices_two_unseen,
     ),
+    "uneven, all variants, borders, learned factors": (
+        {"crops_per_slice": 1, "border_weight": 0.5, "epochs": 3},
+        {
+            "model": {"blocks": "residual", "attention": True, "heads": "binary"},
+            "loss": "dice+0.5*cross_entropy",
+            "loss_weights": "learned",
+        },
+        five_slices_two_unseen,
+    ),
     "a part without a pixel in every batch": (
         {"batch_size": 2, "crops_per_slice": 1, "epochs": 3},
         {},

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glacier_core.model.losses import LOSSES, Loss, make_loss
+from glacier_core.model.losses import LOSSES, Loss
 from glacier_core.settings import LOSS_TERMS
 
 SMOOTHED = ["dice", "tversky", "cross_entropy", "dice+cross_entropy"]
@@ -20,7 +20,7 @@ IGNORED = 255
 
 
 def loss_of(name: str, weights: tuple[float, ...] = (1, 1, 1), smoothing: float = 0.0) -> Loss:
-    return make_loss(name, list(weights), smoothing, CPU)
+    return Loss(name, list(weights), smoothing, CPU)
 
 
 def batch(seed: int = 0, size: tuple[int, ...] = (2, 6, 5)) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,51 @@ def test_a_model_of_before_class_weights_were_kept_is_said_as_it_was() -> None:
     assert ModelDescription.from_json(weighed.to_json()) == weighed
 
 
+def test_a_model_of_before_variants_is_said_as_it_was_and_still_loads(tmp_path: Path) -> None:
+    content = description().to_json()
+    assert not {"blocks", "attention", "heads"} & content["architecture"].keys()
+    folder = save_fresh(tmp_path / "model")
+    for key in ("coarsening", "blocks", "attention", "heads"):  # nor one that was cut down to size
+        content["architecture"].pop(key, None)
+    (folder / "model.json").write_text(json.dumps(content))
+    assert load(folder).description == description()
+
+
+@pytest.mark.parametrize(
+    "variant", [{"blocks": "residual"}, {"attention": True}, {"heads": "binary"}], ids=str
+)
+def test_variants_of_the_network_are_said_and_load(tmp_path: Path, variant: dict[str, Any]) -> None:
+    shape = Architecture(2, 4, 0.3, "all", False, "batch", **variant)
+    folder = save_fresh(tmp_path / "model", architecture=shape)
+    loaded = load(folder)
+    assert loaded.description.architecture == shape
+    pixels = raw(2, 20, 13)
+    probabilities = loaded.probabilities(pixels)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    plain = load(save_fresh(tmp_path / "plain")).probabilities(pixels)
+    assert np.abs(probabilities - plain).max() > 0.01
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_temperature_tempers_binary_heads_and_changes_no_class(
+    tmp_path: Path, precision: str
+) -> None:
+    shape = Architecture(2, 4, 0.3, "all", False, "batch", heads="binary")
+    pixels = raw(2, 20, 13)
+    plain, cool, warm = (
+        Predictor.load(
+            save_fresh(tmp_path / str(t), architecture=shape, temperature=t), "cpu", precision
+        ).probabilities(pixels)
+        for t in (1.0, 0.5, 3.0)
+    )
+    for tempered, power in ((cool, 2.0), (warm, 1 / 3)):
+        np.testing.assert_allclose(tempered.sum(axis=1), 1, atol=1e-5)
+        raised = plain.astype(np.float64) ** power
+        np.testing.assert_allclose(tempered, raised / raised.sum(axis=1, keepdims=True), atol=1e-5)
+        assert (tempered.argmax(axis=1) == plain.argmax(axis=1)).all()
+    assert cool.max(axis=1).mean() > plain.max(axis=1).mean() > warm.max(axis=1).mean()
+
+
 def save_fresh(folder: Path, **changes: Any) -> Path:
     """A model with random weights and batch statistics, as `save_model` writes it."""
     torch.manual_seed(5)

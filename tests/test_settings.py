@@ -89,6 +89,7 @@ WRONG = [
     (PARAMS, "train.channel_dropout", 1.0, "train.channel_dropout: input should be less than 1"),
     (PARAMS, "train.haze", -0.1, "train.haze: "),
     (PARAMS, "train.zoom", -0.1, "train.zoom: "),
+    (PARAMS, "train.border_weight", -0.1, "train.border_weight: "),
     (PARAMS, "train.gaps", 1.5, "train.gaps: "),
     (PARAMS, "train.focus", {"snow": 0.1}, "train.focus: unknown classes ['snow']; there are ['b"),
     (PARAMS, "train.focus", {"debris": 1.5}, "train.focus.debris: input should be less than"),
@@ -137,6 +138,10 @@ WRONG = [
     (TRAIN, "loss", "dice+dice", "loss: 'dice': expected each once"),
     (TRAIN, "loss", "dice+0*focal", "loss: '0*focal': expected"),
     (TRAIN, "loss", "dice+1..5*focal", "loss: "),
+    (TRAIN, "loss_weights", "learnt", "loss_weights: input should be 'fixed' or 'learned'"),
+    (TRAIN, "model.blocks", "dense", "model.blocks: input should be 'plain' or 'residual'"),
+    (TRAIN, "model.attention", "true", "model.attention: "),
+    (TRAIN, "model.heads", REMOVED, "model.heads: missing"),
     (TRAIN, "augment.rotate", True, "augment.rotate: unknown key"),
 ]
 
@@ -312,6 +317,14 @@ def test_a_folder_that_is_no_project_is_told_what_is_missing(tmp_path: Path) -> 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: conf/masking_paths.yaml: no such file.")
+
+
+def test_factors_are_learned_of_several_terms_alone(tmp_path: Path) -> None:
+    make_project(tmp_path, places=1)
+    edit_yaml(tmp_path / TRAIN, loss="dice+0.5*boundary", loss_weights="learned")
+    check_all(tmp_path)
+    edit_yaml(tmp_path / TRAIN, loss="dice")
+    assert "loss_weights: learned needs a loss of several terms, not dice" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("example", ["himalaya_debris", "icimod_hkh"])

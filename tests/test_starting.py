@@ -99,6 +99,27 @@ def test_weights_of_another_network_are_refused_with_its_numbers(
     assert not (wider.run_folder / "models/model.json").exists()
 
 
+@pytest.mark.parametrize(
+    "other", [{"blocks": "residual"}, {"attention": True}, {"heads": "binary"}], ids=str
+)
+def test_weights_of_another_variant_are_refused_by_its_name(
+    project: Project, learned: Path, other: dict[str, Any]
+) -> None:
+    started = with_conf(project, start_from=str(learned), model=other)
+    said = r"blocks plain, attention false and heads classes; set the same"
+    with pytest.raises(InputError, match=said):
+        train(started)
+
+
+def test_what_training_alone_learns_needs_no_start(project: Project, learned: Path) -> None:
+    """A head for borders and factors begin anew beside weights that do not."""
+    started = with_conf(project, start_from=str(learned), loss_weights="learned")
+    train(with_params(started, **STILL, border_weight=1.0))
+    found, expected = weights(started.run_folder / "models"), weights(learned)
+    assert found.keys() == expected.keys()
+    assert all((found[name] - expected[name]).abs().max() < 1e-6 for name in expected)
+
+
 def test_a_model_that_has_seen_the_test_ground_is_refused(
     project: Project, learned: Path, tmp_path: Path
 ) -> None:

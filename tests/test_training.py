@@ -220,6 +220,7 @@ CHANGES: list[dict[str, Any]] = [
     {"label_smoothing": 0.1},
     {"l1": 0.001},
     {"l2": 0.01},
+    {"border_weight": 0.5},
     {"gain": 0.0},
     {"offset": 0.0},
     {"haze": 0.5},
@@ -234,7 +235,11 @@ CONF_CHANGES: list[dict[str, Any]] = [
     {"model": {"dropout_at": "all"}},
     {"model": {"spatial_dropout": True}},
     {"model": {"normalisation": "none"}},
+    {"model": {"blocks": "residual"}},
+    {"model": {"attention": True}},
+    {"model": {"heads": "binary"}},
     {"loss": "dice"},
+    {"loss_weights": "learned"},
     {"loss": "cross_entropy"},
     {"optimizer": "adam"},
     {"schedule": "none"},
@@ -270,15 +275,26 @@ def test_every_method_of_train_yaml_changes_the_result(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_training_saves_the_weights_of_the_plain_network(make: Make) -> None:
-    tiny = {"depth": 1, "base_channels": 2, "dropout": 0.0}
-    plain = trained(make(**tiny))
-    compiled = trained(with_conf(make(**tiny), compile=True))
+@pytest.mark.parametrize(
+    ("border_weight", "conf"),
+    [
+        (0.0, {}),
+        (0.5, {"model": {"blocks": "residual", "attention": True, "heads": "binary"},
+               "loss_weights": "learned"}),
+    ],
+    ids=["plain", "all variants"],
+)  # fmt: skip
+def test_a_compiled_training_saves_the_weights_of_the_plain_network(
+    make: Make, border_weight: float, conf: dict[str, Any]
+) -> None:
+    tiny = {"depth": 1, "base_channels": 2, "dropout": 0.0, "border_weight": border_weight}
+    plain = trained(with_conf(make(**tiny), **conf))
+    compiled = trained(with_conf(make(**tiny), **conf, compile=True))
     found, expected = (load_file(models(p) / "model.safetensors") for p in (compiled, plain))
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=0.01, atol=1e-3, msg=name)
-    assert found["network.head.weight"].ne(expected["network.head.weight"]).any()  # it was compiled
+    assert any(value.ne(expected[name]).any() for name, value in found.items())  # it was compiled
     assert column(compiled, "loss") == pytest.approx(column(plain, "loss"), rel=1e-3)
 
 

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from glacier_core.model.unet import Architecture, Normalise, UNet, folded
+from glacier_core.model.unet import Architecture, Normalise, UNet, class_logits, folded
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "residual": {"blocks": "residual"},
+    "attention": {"attention": True},
+    "binary": {"heads": "binary"},
+    "all": {"blocks": "residual", "attention": True, "heads": "binary"},
+}
+each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
 def architecture(**changes: Any) -> Architecture:
@@ -48,19 +57,32 @@ def pixels(batch: int, height: int, width: int, channels: int = 3, seed: int = 1
     depth=st.integers(1, 4),
     outputs=st.integers(2, 4),
     coarsening=st.integers(1, 3),
+    base=st.integers(1, 3),
+    variant=st.sampled_from(list(VARIANTS.values())),
 )
 def test_logits_have_the_size_of_the_tile_whatever_it_is(
-    batch: int, height: int, width: int, depth: int, outputs: int, coarsening: int
+    batch: int,
+    height: int,
+    width: int,
+    depth: int,
+    outputs: int,
+    coarsening: int,
+    base: int,
+    variant: dict[str, Any],
 ) -> None:
-    net = network(outputs=outputs, depth=depth, base_channels=2, coarsening=coarsening).eval()
+    shape = {"depth": depth, "base_channels": base, "coarsening": coarsening}
+    net = network(outputs=outputs, **shape, **variant).eval()
     logits = net(pixels(batch, height, width))
     assert logits.shape == (batch, outputs, height, width)
     assert torch.isfinite(logits).all()
 
 
+@each_variant
 @pytest.mark.parametrize("size", [(32, 32), (31, 45), (3, 5), (1, 1)])
-def test_a_tile_in_a_batch_gets_what_it_gets_alone(size: tuple[int, int]) -> None:
-    net = network(depth=3).eval()
+def test_a_tile_in_a_batch_gets_what_it_gets_alone(
+    size: tuple[int, int], variant: dict[str, Any]
+) -> None:
+    net = network(depth=3, **variant).eval()
     x = pixels(3, *size)
     together = net(x)
     for i in range(3):
@@ -91,9 +113,10 @@ def test_output_stays_where_the_input_is() -> None:
 # --- the numbers of params.yaml --------------------------------------------------------------
 
 
+@each_variant
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_depth_is_the_number_of_halvings_and_doublings(depth: int) -> None:
-    net = network(depth=depth).eval()
+def test_depth_is_the_number_of_halvings_and_doublings(depth: int, variant: dict[str, Any]) -> None:
+    net = network(depth=depth, **variant).eval()
     seen: list[tuple[int, int]] = []
     for block in [*net.down, *net.merge]:
         block.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[-2:])))
@@ -142,8 +165,11 @@ def dropouts_by_resolution(net: UNet, size: int = 64) -> list[tuple[str, int]]:
     return seen
 
 
-def test_dropout_everywhere_follows_each_of_the_two_convolutions_of_every_block() -> None:
-    seen = dropouts_by_resolution(network(depth=3, dropout_at="all"))
+@each_variant
+def test_dropout_everywhere_follows_each_of_the_two_convolutions_of_every_block(
+    variant: dict[str, Any],
+) -> None:
+    seen = dropouts_by_resolution(network(depth=3, dropout_at="all", **variant))
     levels = [0, 1, 2, 3, 2, 1, 0]
     assert seen == [("Dropout", level) for level in levels for _ in range(2)]
 
@@ -213,11 +239,109 @@ def test_batch_normalisation_is_there_when_chosen(name: str, expected: bool) -> 
     assert unmoved is expected
 
 
-def test_every_weight_gets_a_gradient() -> None:
-    net = network(depth=3, dropout=0.0)
+@each_variant
+def test_every_weight_gets_a_gradient(variant: dict[str, Any]) -> None:
+    net = network(depth=3, dropout=0.0, **variant)
     net(pixels(2, 32, 32)).square().mean().backward()
     without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+# --- variants --------------------------------------------------------------------------------
+
+
+def test_the_plain_network_has_the_weights_that_models_of_before_have() -> None:
+    names = set(network(depth=1, normalisation="none").state_dict())
+    blocks = [f"{block}.{layer}" for block in ("down.0", "down.1", "merge.0") for layer in (0, 2)]
+    # After the second ReLU of the lower blocks stands their dropout, which has no weights.
+    layers = [*blocks, "up.0", "head"]
+    assert names == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "none"])
+def test_a_residual_block_adds_what_it_gets(normalisation: str) -> None:
+    """With nothing made of it, what it gets goes through: as it is, or by its convolution 1 x 1."""
+    net = network(3, base_channels=3, blocks="residual", normalisation=normalisation).eval()
+    same, wider = net.down[0], net.down[1]
+    for block in (same, wider):
+        last = [layer for layer in block.body if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+        for weight in last[-1].parameters():
+            nn.init.zeros_(weight)
+    x = pixels(2, 8, 6)
+    torch.testing.assert_close(same(x), x.relu())
+    torch.testing.assert_close(wider(x), wider.shortcut(x).relu())
+    assert wider.shortcut[0].kernel_size == (1, 1)
+    assert wider(x).std() > 0.01
+
+
+def test_residual_blocks_are_not_the_plain_ones() -> None:
+    plain, residual = network().eval(), network(blocks="residual").eval()
+    x = pixels(1, 16, 16)
+    assert not torch.allclose(plain(x), residual(x), atol=1e-3)
+
+
+def test_an_open_gate_lets_all_across_and_a_closed_one_nothing() -> None:
+    plain, gated = network(depth=2).eval(), network(depth=2, attention=True).eval()
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    assert {name for name in gated.state_dict() if name not in plain.state_dict()} == {
+        f"gates.{i}.{name}" for i in (0, 1)
+        for name in ("across.weight", "below.weight", "below.bias", "weight.weight", "weight.bias")
+    }  # fmt: skip
+    x = pixels(1, 19, 16)
+    half_open = gated(x)
+    for gate in gated.gates:
+        nn.init.constant_(gate.weight.bias, 100.0)
+    torch.testing.assert_close(gated(x), plain(x))
+    assert not torch.allclose(half_open, plain(x), atol=1e-3)
+    passed: list[Tensor] = []
+    for gate in gated.gates:
+        nn.init.constant_(gate.weight.bias, -200.0)
+        gate.register_forward_hook(lambda _, __, out: passed.append(out))
+    gated(x)
+    assert [out.abs().max().item() for out in passed] == [0.0, 0.0]
+
+
+def test_a_gate_weighs_by_what_goes_across_and_by_what_is_below() -> None:
+    gate = network(attention=True).gates[1]
+    across, below = pixels(1, 8, 8, 4), pixels(1, 4, 4, 8, seed=2)
+    weight = gate(across, below) / across
+    assert ((weight > 0) & (weight < 1)).all()
+    torch.testing.assert_close(weight, weight[:, :1].expand_as(weight))  # one for all channels
+    shared = across.clone()
+    shared[:, 0] = across[:, 0] + 1
+    assert not torch.allclose(gate(shared, below)[:, 1:], gate(across, below)[:, 1:])
+    assert not torch.allclose(gate(across, below + 1), gate(across, below))
+
+
+def test_binary_answers_become_probabilities_in_which_a_later_class_wins() -> None:
+    yes = torch.tensor([0.9, 0.6, 0.2])
+    said = class_logits(yes.logit().view(1, 3, 1, 1)).exp().flatten()
+    expected = [0.1 * 0.4 * 0.8, 0.9 * 0.4 * 0.8, 0.6 * 0.8, 0.2]
+    assert said.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0, 1e4), classes=st.integers(1, 4))
+def test_binary_answers_sum_to_one_however_sure_they_are(
+    seed: int, scale: float, classes: int
+) -> None:
+    leaf = (scale * pixels(2, 5, 4, classes, seed)).requires_grad_()
+    said = class_logits(leaf)
+    assert said.shape == (2, 1 + classes, 5, 4)
+    torch.testing.assert_close(said.exp().sum(dim=1), torch.ones(2, 5, 4))
+    torch.testing.assert_close(said.softmax(dim=1), said.exp())
+    nn.functional.cross_entropy(said, torch.zeros(2, 5, 4).long()).backward()
+    assert leaf.grad is not None
+    assert torch.isfinite(leaf.grad).all()
+
+
+def test_binary_answers_in_half_precision_are_put_together_in_full() -> None:
+    """A hundred thousand to one stays so, which bfloat16 rounds to a certainty."""
+    yes = torch.tensor([[-12.0, 7.0], [3.0, -11.5]]).view(1, 2, 1, 2)
+    said = class_logits(yes.to(torch.bfloat16))
+    assert said.dtype == torch.float32
+    assert torch.equal(said, class_logits(yes))
+    assert said.exp()[0, 2, 0, 1].item() == pytest.approx(1 / (1 + math.exp(11.5)), rel=1e-5)
 
 
 # --- normalisation ---------------------------------------------------------------------------
@@ -261,14 +385,18 @@ def test_statistics_are_not_among_the_weights() -> None:
 # --- in use ----------------------------------------------------------------------------------
 
 
+@each_variant
 @pytest.mark.parametrize("dropout_at", ["all", "deep"])
 @pytest.mark.parametrize("spatial_dropout", [False, True])
 @pytest.mark.parametrize("normalisation", ["batch", "none"])
 def test_the_folded_network_is_the_same_function_and_leaves_the_other_alone(
-    dropout_at: str, spatial_dropout: bool, normalisation: str
+    dropout_at: str, spatial_dropout: bool, normalisation: str, variant: dict[str, Any]
 ) -> None:
     net = network(
-        dropout_at=dropout_at, spatial_dropout=spatial_dropout, normalisation=normalisation
+        dropout_at=dropout_at,
+        spatial_dropout=spatial_dropout,
+        normalisation=normalisation,
+        **variant,
     )
     x = pixels(2, 24, 20)
     for _ in range(5):  # statistics of their own for every batch normalisation

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.settings import loss_terms
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch: a loss is that of the whole batch.
 
@@ -217,28 +217,63 @@ LOSSES = {
 }
 
 
-def make_loss(
-    name: str,
-    weights: list[float],
-    smoothing: float,
-    device: torch.device,
-    total: Total = alone,
-) -> Loss:
+class Loss(nn.Module):
     """The loss of conf/train.yaml, a weighted sum.
 
-    Args:
-        name: terms of `LOSSES` joined by `+`, each with a factor or without: `dice+0.5*boundary`.
-        weights: by class number, background first.
-        smoothing: see `dice_loss`.
-        device: where logits will be.
-        total: see `Total`.
+    Attributes:
+        log_variances: of each term, where its factor is learned.
     """
-    terms = [(LOSSES[term], factor) for term, factor in loss_terms(name).items()]
-    weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
+    def __init__(
+        self,
+        name: str,
+        weights: list[float],
+        smoothing: float,
+        device: torch.device,
+        total: Total = alone,
+        *,
+        learned: bool = False,
+    ) -> None:
+        """Begin with the factors that are written.
+
+        Args:
+            name: terms of `LOSSES` joined by `+`, each with a factor or without:
+                `dice+0.5*boundary`.
+            weights: by class number, background first.
+            smoothing: see `dice_loss`.
+            device: where logits will be.
+            total: see `Total`.
+            learned: train the factors with the network, after Kendall, Gal and Cipolla (2018): a
+                term counts by the inverse of its variance, exp(-s), and costs s, the variance's
+                logarithm, in addition; without the paper's halves, as in Gal's example of it
+                (multi-task-learning-example). Left to itself, exp(-s) tends to 1 / term, and the
+                sum may be negative. Terms are those of the whole batch: all processes learn the
+                same.
+        """
+        super().__init__()
+        self._terms = loss_terms(name)
+        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        self._smoothing, self._total = smoothing, total
+        self.log_variances: nn.Parameter | None = None
+        if learned:
+            start = [-math.log(factor) for factor in self._terms.values()]
+            self.log_variances = nn.Parameter(torch.tensor(start, device=device))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """A scalar, from logits (batch, classes, height, width) and class numbers."""
         logits = logits.float()
-        each = [factor * term(logits, target, weight, smoothing, total) for term, factor in terms]
-        return torch.stack(each).sum()
+        each = [
+            LOSSES[name](logits, target, self._weights, self._smoothing, self._total)
+            for name in self._terms
+        ]
+        if self.log_variances is not None:
+            terms, uncertain = torch.stack(each), self.log_variances
+            return ((-uncertain).exp() * terms + uncertain).sum()
+        factors = self._terms.values()
+        return torch.stack([f * term for f, term in zip(factors, each, strict=True)]).sum()
 
-    return loss
+    def factors(self) -> dict[str, float]:
+        """By which each term is multiplied now."""
+        if self.log_variances is None:
+            return dict(self._terms)
+        return dict(zip(self._terms, (-self.log_variances.detach()).exp().tolist(), strict=True))

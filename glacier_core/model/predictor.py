@@ -101,8 +101,13 @@ class ModelDescription:
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
-        if self.class_weights is None:  # maps say which model made them by a hash of this
+        # Maps say which model made them by a hash of this: that of an older model stays as it was.
+        if self.class_weights is None:
             del content["class_weights"]
+        shape = content["architecture"]
+        for key in ("blocks", "attention", "heads"):
+            if shape[key] == getattr(Architecture, key):
+                del shape[key]
         return content
 
     @classmethod

@@ -48,7 +48,8 @@ class Start:
             found = self.description.architecture
             raise InputError(
                 f"conf/train.yaml: start_from: {self.name} has depth {found.depth}, base_channels "
-                f"{found.base_channels} and normalisation {found.normalisation}; set the same in "
+                f"{found.base_channels}, normalisation {found.normalisation}, blocks {found.blocks}, "
+                f"attention {str(found.attention).lower()} and heads {found.heads}; set the same in "
                 "params.yaml and conf/train.yaml"
             ) from None
 

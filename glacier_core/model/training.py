@@ -35,8 +35,8 @@ from glacier_core.model.checkpoints import (
     save_checkpoint,
 )
 from glacier_core.model.distributed import Processes, joined
-from glacier_core.model.losses import Loss, make_loss
 from glacier_core.model.metrics import confusion, scores
+from glacier_core.model.objective import Objective
 from glacier_core.model.predictor import (
     DESCRIPTION,
     WEIGHTS,
@@ -113,24 +113,27 @@ class _Trainer:
             self.judged = Predictor(
                 self.description, self.average.model, self.conf.device, self.conf.precision
             )
+        weights = self.description.class_weights
+        assert weights is not None  # `describe` settled them
+        self.objective = Objective(
+            self.conf,
+            self.params,
+            self.model.network,
+            list(weights.values()),
+            self.device,
+            processes.total,
+        )
+        self.resumed["objective"] = self.objective
         # What is trained is wrapped; what is saved is not: names of weights stay the network's.
-        self.network = processes.learning_together(self.model.network, self.device)
+        asked = self.objective.asked(self.model.network)
+        self.network = processes.learning_together(asked, self.device)
         if self.conf.compile:
             self.network = compiled(self.network, self.device)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.conf.optimizer]
         self.optimizer = kind(
-            self.model.parameters(),
+            self.objective.groups(self.model),
             lr=self.params.learning_rate,
             weight_decay=self.params.weight_decay,
-        )
-        weights = self.description.class_weights
-        assert weights is not None  # `describe` settled them
-        self.loss: Loss = make_loss(
-            self.conf.loss,
-            list(weights.values()),
-            self.params.label_smoothing,
-            self.device,
-            processes.total,
         )
         size = self.params.crop_size or project.params.slice.size
         self.crops = Crops(dataset, self.params, self.conf.augment, size, self.seed)
@@ -172,6 +175,7 @@ class _Trainer:
             for row in self.state.rows
         ]
         self.model.train()
+        layers = self.objective.layers(self.model)
         images, started = 0, time.perf_counter()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         bar = tqdm(
@@ -196,11 +200,11 @@ class _Trainer:
                 self.predictor.autocast or torch.bfloat16,
                 enabled=self.predictor.autocast is not None,
             ):
-                logits = self.network(x)
-            loss = self.loss(logits, y) + self._penalty()
+                said = self.network(x)
+            loss = self.objective(said, y, self.model)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip_gradient)
+            torch.nn.utils.clip_grad_norm_(layers, self.params.clip_gradient)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.model, epoch * len(self.sampler) + step)
@@ -218,6 +222,7 @@ class _Trainer:
         loss, speed = self.train_epoch()
         row: Row = {"epoch": self.state.done + 1, "loss": loss, **self.dev_scores()}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row |= self.objective.learned()
         score = row["dev_mean_ice_iou"]
         self.state.rows.append(row)
         self.state.done += 1
@@ -268,15 +273,6 @@ class _Trainer:
             int(best["epoch"]),
             _shown(best["dev_mean_ice_iou"]),
         )
-
-    def _penalty(self) -> Tensor:
-        weights = [p for p in self.model.parameters() if p.ndim > 1]
-        penalty = torch.zeros((), device=self.device)
-        if self.params.l1 > 0:
-            penalty = penalty + self.params.l1 * torch.stack([w.abs().sum() for w in weights]).sum()
-        if self.params.l2 > 0:
-            penalty = penalty + self.params.l2 * torch.stack([(w**2).sum() for w in weights]).sum()
-        return penalty
 
     def dev_scores(self) -> Row:
         """Scores of the dev split, every valid pixel once; each process predicts some slices."""

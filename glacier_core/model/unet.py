@@ -32,6 +32,10 @@ class Architecture:
         normalisation: `batch`, or `none` as in the reference.
         coarsening: what the network looks at are means of so many by so many pixels, and what it
             says is interpolated between them: of fine pixels it sees more ground for less work.
+        blocks: `plain`; or `residual`: what a block gets is added to what it makes of it.
+        attention: what goes across the U is weighed by what is known below, see `_Gate`.
+        heads: `classes`: one answer for background and each class, of which one holds; or `binary`:
+            a yes or no for each class of ice, see `class_logits`.
     """
 
     depth: int
@@ -40,10 +44,14 @@ class Architecture:
     dropout_at: str
     spatial_dropout: bool
     normalisation: str
-    coarsening: int = 1  # of models from before there was one
+    # Of models from before there was a choice:
+    coarsening: int = 1
+    blocks: str = "plain"
+    attention: bool = False
+    heads: str = "classes"
 
 
-class _Convolutions(nn.Sequential):
+def _convolutions(inputs: int, outputs: int, level: int, conf: Architecture) -> list[nn.Module]:
     """Twice: convolution 3 x 3, normalisation, ReLU; with dropout where it is due.
 
     Args:
@@ -51,33 +59,69 @@ class _Convolutions(nn.Sequential):
         level: how often the resolution was halved so far.
         conf: of the network.
     """
+    layers: list[nn.Module] = []
+    kind = nn.Dropout2d if conf.spatial_dropout else nn.Dropout
+    for channels in (inputs, outputs):
+        layers += [*_convolution(channels, outputs, 3, conf), nn.ReLU(inplace=True)]
+        if conf.dropout_at == "all":
+            layers.append(kind(conf.dropout))
+    if conf.dropout_at == "deep" and 2 * level >= conf.depth:
+        layers.append(kind(conf.dropout))
+    return layers
+
+
+def _convolution(inputs: int, outputs: int, size: int, conf: Architecture) -> list[nn.Module]:
+    """A convolution that keeps height and width, and its normalisation."""
+    batch = conf.normalisation == "batch"
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=not batch)
+    return [layer, nn.BatchNorm2d(outputs)] if batch else [layer]
+
+
+class _Residual(nn.Module):
+    """The same convolutions, with what comes in added before the last ReLU (He et al. 2016).
+
+    Where the number of channels changes, it is added through a convolution 1 x 1 with
+    normalisation (their option B).
+    """
 
     def __init__(self, inputs: int, outputs: int, level: int, conf: Architecture) -> None:
-        layers: list[nn.Module] = []
-        batch = conf.normalisation == "batch"
-        kind = nn.Dropout2d if conf.spatial_dropout else nn.Dropout
-        for channels in (inputs, outputs):
-            layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=not batch))
-            if batch:
-                layers.append(nn.BatchNorm2d(outputs))
-            layers.append(nn.ReLU(inplace=True))
-            if conf.dropout_at == "all":
-                layers.append(kind(conf.dropout))
-        if conf.dropout_at == "deep" and 2 * level >= conf.depth:
-            layers.append(kind(conf.dropout))
-        super().__init__(*layers)
+        super().__init__()
+        layers = _convolutions(inputs, outputs, level, conf)
+        last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
+        self.body = nn.Sequential(*layers[:last])
+        self.after = nn.Sequential(*layers[last:])
+        changed = inputs != outputs
+        self.shortcut = nn.Sequential(*(_convolution(inputs, outputs, 1, conf) if changed else []))
 
-    def fold(self) -> None:
-        """Put batch normalisation into the convolutions, and leave dropout out: for use alone."""
-        layers: list[nn.Module] = []
-        for layer in self:
-            if isinstance(layer, nn.BatchNorm2d):
-                before = layers.pop()
-                assert isinstance(before, nn.Conv2d)
-                layers.append(fuse_conv_bn_eval(before, layer))
-            elif not isinstance(layer, nn.Dropout | nn.Dropout2d):
-                layers.append(layer)
-        self._modules = {str(i): layer for i, layer in enumerate(layers)}
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, height, width) to (batch, outputs, height, width)."""
+        result: Tensor = self.after(self.body(x) + self.shortcut(x))
+        return result
+
+
+class _Gate(nn.Module):
+    """An additive attention gate on what goes across the U (Oktay et al. 2018).
+
+    From that and from what came up from below, which has seen more ground, a weight between 0 and
+    1 for each place; as there, worked out at the resolution below and interpolated.
+    """
+
+    def __init__(self, across: int, below: int) -> None:
+        super().__init__()
+        inner = max(across // 2, 1)  # as in their code
+        self.across = nn.Conv2d(across, inner, 2, stride=2, bias=False)
+        self.below = nn.Conv2d(below, inner, 1)
+        self.weight = nn.Conv2d(inner, 1, 1)
+
+    def forward(self, across: Tensor, below: Tensor) -> Tensor:
+        """What goes across, weighed.
+
+        Args:
+            across: (batch, across, height, width).
+            below: (batch, below, height / 2, width / 2).
+        """
+        weight = torch.sigmoid(self.weight(F.relu(self.across(across) + self.below(below))))
+        return across * F.interpolate(weight, scale_factor=2, mode="bilinear")
 
 
 class UNet(nn.Module):
@@ -94,8 +138,15 @@ class UNet(nn.Module):
         widths = [conf.base_channels * 2**i for i in range(conf.depth + 1)]
         self.coarsening = conf.coarsening
         self.multiple = conf.coarsening * 2**conf.depth
+        self.binary = conf.heads == "binary"
+
+        def block(inputs: int, outputs: int, level: int) -> nn.Module:
+            if conf.blocks == "residual":
+                return _Residual(inputs, outputs, level, conf)
+            return nn.Sequential(*_convolutions(inputs, outputs, level, conf))
+
         self.down = nn.ModuleList(
-            _Convolutions(i, o, level, conf)
+            block(i, o, level)
             for level, (i, o) in enumerate(zip([inputs, *widths], widths, strict=False))
         )
         rising = range(conf.depth - 1, -1, -1)
@@ -103,12 +154,21 @@ class UNet(nn.Module):
             nn.ConvTranspose2d(widths[level + 1], widths[level], 2, stride=2) for level in rising
         )
         self.merge = nn.ModuleList(
-            _Convolutions(2 * widths[level], widths[level], level, conf) for level in rising
+            block(2 * widths[level], widths[level], level) for level in rising
         )
-        self.head = nn.Conv2d(widths[0], outputs, 1)
+        self.gates = nn.ModuleList(
+            _Gate(widths[level], widths[level + 1]) for level in rising if conf.attention
+        )
+        self.head = nn.Conv2d(widths[0], outputs - self.binary, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, height, width) to logits (batch, outputs, height, width)."""
+        return self.classes(self.features(x), x.shape[-2:])
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head looks at: (batch, base channels) and the height and width that `multiple`
+        divides, divided by `coarsening`.
+        """
         height, width = x.shape[-2:]
         below, right = -height % self.multiple, -width % self.multiple
         if below or right:
@@ -121,12 +181,46 @@ class UNet(nn.Module):
                 skips.append(x)
                 x = F.max_pool2d(x, 2)  # halves height and width
             x = block(x)
-        for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(torch.cat([up(x), skips.pop()], dim=1))  # doubles them again
-        logits: Tensor = self.head(x)
+        for i, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
+            across = skips.pop()
+            if self.gates:
+                across = self.gates[i](across, x)
+            x = merge(torch.cat([up(x), across], dim=1))  # doubles them again
+        return x
+
+    def classes(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits (batch, outputs, *size) from `features`."""
+        logits = self.full_size(self.head(features), size)
+        return class_logits(logits) if self.binary else logits
+
+    def full_size(self, said: Tensor, size: Sequence[int]) -> Tensor:
+        """What was said of the features' places, of the pixels that the network was given."""
         if self.coarsening > 1:
-            logits = F.interpolate(logits, scale_factor=self.coarsening, mode="bilinear")
-        return logits[..., :height, :width]
+            said = F.interpolate(said, scale_factor=self.coarsening, mode="bilinear")
+        height, width = size
+        return said[..., :height, :width]
+
+
+def class_logits(yes: Tensor) -> Tensor:
+    """Logarithms of class probabilities from one answer for each class of ice.
+
+    Where classes overlap, the later one wins, as everywhere: a class has a pixel if its own answer
+    is yes and that of no later one is, and background has what is left. In float32 whatever it is
+    given, by logarithms throughout: neither 0 nor 1 is ever rounded to.
+
+    Args:
+        yes: (batch, classes of ice, height, width), logits of yes against no.
+
+    Returns:
+        float32 (batch, 1 + classes of ice, height, width), background first; their exponentials
+        sum to 1, so that `softmax` gives back what they are of.
+    """
+    none_later = torch.zeros((), dtype=torch.float32, device=yes.device)
+    found: list[Tensor] = []
+    for answer in reversed(yes.float().unbind(dim=1)):
+        found.append(F.logsigmoid(answer) + none_later)
+        none_later = none_later + F.logsigmoid(-answer)
+    return torch.stack([none_later, *reversed(found)], dim=1)
 
 
 def folded(network: UNet) -> UNet:
@@ -135,10 +229,22 @@ def folded(network: UNet) -> UNet:
     The same function, and a quarter less work; what is rounded is rounded elsewhere.
     """
     network = copy.deepcopy(network).eval()
-    for block in [*network.down, *network.merge]:
-        assert isinstance(block, _Convolutions)
-        block.fold()
+    for block in list(network.modules()):
+        if isinstance(block, nn.Sequential):
+            _fold(block)
     return network
+
+
+def _fold(block: nn.Sequential) -> None:
+    layers: list[nn.Module] = []
+    for layer in block:
+        if isinstance(layer, nn.BatchNorm2d):
+            before = layers.pop()
+            assert isinstance(before, nn.Conv2d)
+            layers.append(fuse_conv_bn_eval(before, layer))
+        elif not isinstance(layer, nn.Dropout | nn.Dropout2d):
+            layers.append(layer)
+    block._modules = {str(i): layer for i, layer in enumerate(layers)}
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
