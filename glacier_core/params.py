@@ -112,6 +112,7 @@ class TrainParams(Checked):
     channel_dropout: Annotated[float, Field(ge=0, lt=1)]
     gaps: Fraction
     zoom: NonNegative
+    clip: Positive | None
     clip_gradient: Positive
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     loader_threads: Annotated[int, Field(ge=0)]

@@ -50,7 +50,7 @@ def description(**changes: Any) -> ModelDescription:
 def test_a_model_of_before_class_weights_were_kept_is_said_as_it_was() -> None:
     """Maps name their models by a hash of this: they are not to be made again."""
     content = description().to_json()
-    assert "class_weights" not in content
+    assert not {"class_weights", "clip"} & set(content)
     assert ModelDescription.from_json(content) == description()
     weighed = description(class_weights={"background": 0.5, "clean_ice": 1.0, "debris": 1.5})
     assert weighed.to_json()["class_weights"]["debris"] == 1.5

@@ -229,6 +229,7 @@ CHANGES: list[dict[str, Any]] = [
     {"zoom": 0.25},
     {"focus": {"debris": 0.5}},
     {"clip_gradient": 0.01},
+    {"clip": 0.5},
     {"ema_decay": 0.9},
 ]
 CONF_CHANGES: list[dict[str, Any]] = [

@@ -382,6 +382,15 @@ def test_statistics_are_not_among_the_weights() -> None:
     assert Normalise([1.0], [2.0], "mean").state_dict() == {}
 
 
+@pytest.mark.parametrize("impute", ["mean", 5.0])
+def test_values_far_out_count_as_the_clip_and_unseen_ones_stay_imputed(impute: str | float) -> None:
+    x = torch.tensor([-1000.0, 3.0, 5.5, 9.0, math.nan, math.inf]).view(1, 1, 1, 6)
+    plain = Normalise([5.0], [2.0], impute)(x.clone())
+    clipped = Normalise([5.0], [2.0], impute, 1.5)(x.clone())
+    assert clipped.flatten().tolist() == [-1.5, -1.0, 0.25, 1.5, 0.0, 0.0]
+    assert (clipped[..., 4:] == plain[..., 4:]).all()
+
+
 # --- in use ----------------------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ def describe(project: Project, dataset: Dataset, start: Start | None) -> ModelDe
         means=statistics["means"],
         standard_deviations=statistics["standard_deviations"],
         impute=dataset.impute,
+        clip=params.clip,
         architecture=Architecture(
             depth=params.depth,
             base_channels=params.base_channels,

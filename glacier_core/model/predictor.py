@@ -44,6 +44,7 @@ class ModelDescription:
         class_weights: of each class in the loss; None for a model of before that was kept.
         started_from: the model whose weights its training began with; None for random ones.
         started_blocks: the `blocks` of that model.
+        clip: see `Normalise`; None also of models from before there was one.
         temperature: by which its logits are divided before they become probabilities, see
             `calibration`; 1 for a model of before there was one, and while it is trained.
     """
@@ -63,6 +64,7 @@ class ModelDescription:
     class_weights: dict[str, float] | None = None
     started_from: str | None = None
     started_blocks: dict[str, str] | None = None
+    clip: float | None = None
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -95,15 +97,16 @@ class ModelDescription:
 
     def build(self) -> GlacierModel:
         """The network with fresh weights."""
-        normalise = Normalise(self.means, self.standard_deviations, self.impute)
+        normalise = Normalise(self.means, self.standard_deviations, self.impute, self.clip)
         network = UNet(len(self.channels), len(self.classes), self.architecture)
         return GlacierModel(normalise, network)
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
         # Maps say which model made them by a hash of this: that of an older model stays as it was.
-        if self.class_weights is None:
-            del content["class_weights"]
+        for key in ("class_weights", "clip"):
+            if content[key] is None:
+                del content[key]
         shape = content["architecture"]
         for key in ("blocks", "attention", "heads"):
             if shape[key] == getattr(Architecture, key):

@@ -265,7 +265,8 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 class Normalise(nn.Module):
     """Raw band values to zero mean and unit deviation; unseen values (NaN) imputed.
 
-    A constant channel (deviation 0) is centred, not scaled.
+    A constant channel (deviation 0) is centred, not scaled. With a `clip`, values beyond so many
+    deviations count as that many: what few saturated pixels say is no stronger than it is sure.
     """
 
     mean: Tensor
@@ -273,14 +274,18 @@ class Normalise(nn.Module):
     filled: Tensor
 
     def __init__(
-        self, means: Sequence[float], deviations: Sequence[float], impute: str | float
+        self,
+        means: Sequence[float],
+        deviations: Sequence[float],
+        impute: str | float,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         mean = torch.tensor(list(means), dtype=torch.float64)
         deviation = torch.tensor(list(deviations), dtype=torch.float64)
         scale = torch.where(deviation > 0, 1 / deviation.clamp_min(1e-300), torch.ones(()))
         filled = torch.zeros_like(mean) if impute == "mean" else (float(impute) - mean) * scale
-        self.fills_with_zero = impute == "mean"
+        self.fills_with_zero, self.clip = impute == "mean", clip
         # Not part of the weights: model.json holds the statistics, once.
         for name, value in (("mean", mean), ("scale", scale), ("filled", filled)):
             self.register_buffer(name, value.float().view(1, -1, 1, 1), persistent=False)
@@ -289,8 +294,10 @@ class Normalise(nn.Module):
         """(batch, channels, height, width), raw, NaN where unseen; the same shape back."""
         x = (x - self.mean).mul_(self.scale)
         if self.fills_with_zero:  # the mean, normalised: in place, a third of the time
-            return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        return torch.where(torch.isfinite(x), x, self.filled)
+            x = x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        else:
+            x = torch.where(torch.isfinite(x), x, self.filled)
+        return x if self.clip is None else x.clamp_(-self.clip, self.clip)
 
 
 class GlacierModel(nn.Module):
