@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -742,6 +743,19 @@ def test_a_leaky_split_stands_in_the_card(
     text, page = model_card(project, description, metrics)
     assert "LEAKS" in text
     assert "LEAKS" in page
+
+
+def test_the_card_says_which_network_it_is(registered: tuple[Project, Registration]) -> None:
+    project, _ = registered
+    models = project.run_folder / "models"
+    description = ModelDescription.from_json(json.loads((models / "model.json").read_text()))
+    metrics = json.loads((project.evaluation_folder / "metrics.json").read_text())
+    plain, _ = model_card(project, description, metrics)
+    variant = replace(description.architecture, blocks="residual", attention=True, heads="binary")
+    text, _ = model_card(project, replace(description, architecture=variant), metrics)
+    for words in ("residual blocks", "attention gates", "a yes or no for each class"):
+        assert words in text
+        assert words not in plain
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -142,10 +142,22 @@ def _judged(metrics: dict[str, Any]) -> _Section:
 
 def _uses(description: ModelDescription) -> _Section:
     architecture = description.architecture
+    variants = [
+        words
+        for words, is_so in (
+            ("residual blocks", architecture.blocks == "residual"),
+            ("attention gates", architecture.attention),
+            ("a yes or no for each class", architecture.heads == "binary"),
+            (f"means of {architecture.coarsening} x {architecture.coarsening} pixels to look at",
+             architecture.coarsening > 1),
+        )
+        if is_so
+    ]  # fmt: skip
     return _Section(
         "What it is",
         [
-            f"U-Net of depth {architecture.depth} with {architecture.base_channels} base channels and "
+            f"U-Net of depth {architecture.depth} with {architecture.base_channels} base channels, "
+            f"{''.join(f'{words}, ' for words in variants)}and "
             f"dropout {architecture.dropout:g}; raw bands in, probabilities of "
             f"{', '.join(description.classes)} out, normalisation inside.",
             f"Channels: {', '.join(description.channels)}.",
