@@ -208,6 +208,7 @@ class TrainConf(Checked):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
     compile: bool
+    calibration: Literal["temperature", "classes"]
     start_from: str | None
     tracking: TrackingConf
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import edit_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,19 +19,21 @@ from glacier_core.config import Project
 from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError
 from glacier_core.model import calibration
-from glacier_core.model.calibration import LEAST, MOST, calibrate, fit_temperature
+from glacier_core.model.calibration import LEAST, MOST, calibrate, fit_classes, fit_temperature
 from glacier_core.model.predictor import Predictor, save_model
+from glacier_core.model.scoring import predict_split
 from glacier_core.model.training import train
 
 
-def drawn(temperature: float, seed: int, pixels: int = 60_000) -> tuple[
-    NDArray[np.float32], NDArray[np.uint8]
-]:  # fmt: skip
-    """Logits, and classes drawn with the probabilities that these have at a temperature."""
+def drawn(
+    temperature: float, seed: int, pixels: int = 60_000, offsets: tuple[float, ...] = (0, 0, 0)
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Logits, and classes drawn with the probabilities that these have at a temperature, and with
+    an offset for each class."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 3, (3, pixels)).astype(np.float32)
     # The largest of logits with Gumbel noise is drawn with the probabilities of their softmax.
-    noisy = logits / temperature + random.gumbel(size=logits.shape)
+    noisy = logits / temperature + np.array(offsets)[:, None] + random.gumbel(size=logits.shape)
     return logits, noisy.argmax(axis=0).astype(np.uint8)
 
 
@@ -64,6 +67,31 @@ def test_no_pixels_and_one_pixel_have_a_temperature() -> None:
     assert LEAST <= fit_temperature(logits * 1e4, truth) <= MOST
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    temperature=st.floats(0.5, 5), ice=st.floats(-2, 2), debris=st.floats(-2, 2),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_how_much_likelier_each_class_was_is_found(
+    temperature: float, ice: float, debris: float, seed: int
+) -> None:
+    logits, truth = drawn(temperature, seed, offsets=(0.5, 0.5 + ice, 0.5 + debris))
+    found, offsets = fit_classes(logits, truth)
+    assert found == pytest.approx(temperature, rel=0.08)
+    assert offsets == pytest.approx([0, ice, debris], abs=0.12)
+
+
+def test_a_class_that_does_not_occur_is_as_likely_as_before() -> None:
+    logits, truth = drawn(2.0, 1)
+    without = truth != 2
+    _, offsets = fit_classes(logits[:, without], truth[without])
+    assert offsets[2] == 0
+    assert offsets[1] != 0
+    assert fit_classes(logits[:, :0], truth[:0]) == (1, [0, 0, 0])
+    _, alone = fit_classes(logits[:, truth == 0], truth[truth == 0])
+    assert alone == [0, 0, 0]
+
+
 # --- a trained model -------------------------------------------------------------------------
 
 
@@ -87,7 +115,9 @@ def predictor_of(project: Project) -> Predictor:
 def plain(project: Project) -> Predictor:
     """The same model, its temperature forgotten."""
     found = predictor_of(project)
-    found.description = dataclasses.replace(found.description, temperature=1.0)
+    found.description = dataclasses.replace(
+        found.description, temperature=1.0, offsets=None
+    )  # fmt: skip
     return found
 
 
@@ -180,6 +210,52 @@ def test_a_dev_split_of_ignored_pixels_leaves_the_temperature_at_one(
     )  # fmt: skip
     found = calibrate(plain(trained), dataset, 1)
     assert (found.temperature, found.before, found.after) == (1, "undefined", "undefined")
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Trained with debris much heavier than it is, which makes too much of it."""
+    root = tmp_path_factory.mktemp("by_class")
+    weights = {"background": 1.0, "clean_ice": 1.0, "debris": 8.0}
+    project = small_project(
+        tmp_path_factory, root, LEARNING | {"epochs": 6, "class_weights": weights}
+    )
+    edit_yaml(root / "conf/train.yaml", calibration="classes", loss="cross_entropy")
+    project = Project(root)
+    train(project)
+    return project
+
+
+def test_with_offsets_each_class_has_the_area_that_it_has_on_dev(by_class: Project) -> None:
+    stored = json.loads((models(by_class) / "model.json").read_text())["offsets"]
+    assert stored[0] == 0
+    assert stored[2] < -0.5, "debris is less likely than its weight made it"
+    areas = {}
+    for name, predictor in (("before", plain(by_class)), ("after", predictor_of(by_class))):
+        said, true = np.zeros(3), np.zeros(3)
+        for _, truth, probability in predict_split(
+            predictor, Dataset.open(by_class.dataset_folder), "dev"
+        ):
+            said += probability[:, truth != 255].sum(axis=1)
+            true += np.bincount(truth[truth != 255], minlength=3)
+        areas[name] = said / true
+    assert areas["after"] == pytest.approx(np.ones(3), abs=0.02)
+    assert areas["before"][2] > 1.1
+    before, truth = dev_pixels(by_class, plain(by_class))
+    after, _ = dev_pixels(by_class, predictor_of(by_class))
+    assert (after.argmax(axis=0) != before.argmax(axis=0)).any(), "other than by a temperature"
+
+
+@pytest.mark.parametrize("offsets", [[0.0, 1.0], [0.0, 1.0, float("nan")]])
+def test_offsets_that_fit_no_classes_are_a_damaged_model(
+    trained: Project, tmp_path: Path, offsets: list[float]
+) -> None:
+    found = predictor_of(trained)
+    save_model(tmp_path, found.description, found.model)
+    content = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(content | {"offsets": offsets}))
+    with pytest.raises(InputError, match="not one number for each class"):
+        Predictor.load(tmp_path, "cpu", "float32")
 
 
 # --- models of before, and broken ones -------------------------------------------------------

@@ -47,6 +47,7 @@ class ModelDescription:
         clip: see `Normalise`; None also of models from before there was one.
         temperature: by which its logits are divided before they become probabilities, see
             `calibration`; 1 for a model of before there was one, and while it is trained.
+        offsets: by class, added to its logits once they are divided; None without.
     """
 
     channels: list[str]
@@ -66,10 +67,15 @@ class ModelDescription:
     started_blocks: dict[str, str] | None = None
     clip: float | None = None
     temperature: float = 1.0
+    offsets: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}, expected one above 0")
+        if self.offsets is not None and not (
+            len(self.offsets) == len(self.classes) and all(map(math.isfinite, self.offsets))
+        ):
+            raise ValueError("offsets: not one number for each class")
         if not len(self.channels) == len(self.means) == len(self.standard_deviations):
             raise ValueError("not one mean and one standard deviation for each channel")
 
@@ -104,7 +110,7 @@ class ModelDescription:
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
         # Maps say which model made them by a hash of this: that of an older model stays as it was.
-        for key in ("class_weights", "clip"):
+        for key in ("class_weights", "clip", "offsets"):
             if content[key] is None:
                 del content[key]
         shape = content["architecture"]
@@ -227,6 +233,8 @@ class Predictor:
         writable = np.require(pixels, np.float32, ["W"])
         x = torch.from_numpy(writable).to(self.device, memory_format=torch.channels_last)
         logits = self.logits(x).float().div_(self.description.temperature)
+        if self.description.offsets is not None:
+            logits += torch.tensor(self.description.offsets, device=self.device).view(-1, 1, 1)
         result: npt.NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return result
 

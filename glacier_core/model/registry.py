@@ -192,6 +192,8 @@ def _complete_run(client: MlflowClient, project: Project, description: ModelDesc
     # As the run was begun, the temperature was not known.
     client.log_dict(run_id, description.to_json(), DESCRIPTION)
     client.log_metric(run_id, "temperature", description.temperature)
+    for name, offset in zip(description.classes, description.offsets or [], strict=False):
+        client.log_metric(run_id, f"offset_{name}", offset)
     with (project.run_folder / "models" / HISTORY).open(newline="") as file:
         log_epochs(client, run_id, list(csv.DictReader(file)))
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())

@@ -253,8 +253,11 @@ class _Trainer:
         """
         rows = self.state.rows
         best_one = Predictor.load(self.checkpoints, self.conf.device, self.conf.precision)
-        fitted = calibrate(best_one, self.dataset, self.seed)
-        self.description = replace(self.description, temperature=fitted.temperature)
+        by_class = self.conf.calibration == "classes"
+        fitted = calibrate(best_one, self.dataset, self.seed, by_class=by_class)
+        self.description = replace(
+            self.description, temperature=fitted.temperature, offsets=fitted.offsets
+        )
         (self.folder / DESCRIPTION).unlink(missing_ok=True)
         with whole_file(self.folder / HISTORY) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
