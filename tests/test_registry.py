@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -804,6 +805,21 @@ def test_a_damaged_or_unreachable_database_is_one_clear_error(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("damaged.db", str(damaged)))
     with pytest.raises(ServiceError, match="run `glacier register` again when MLflow is back"):
         register(project)
+
+
+def test_a_database_that_a_newer_mlflow_made_is_one_clear_error_and_no_training_fails_of_it(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        database.execute("create table alembic_version (version_num varchar(32) not null)")
+        database.execute("insert into alembic_version values ('ffffffffffff')")
+    database.close()
+    with pytest.raises(ServiceError, match="run `glacier register` again when MLflow is back"):
+        register(project)
+    untrained(project)
+    with caplog.at_level(logging.WARNING):
+        train(project, [RunLogger(project)])
+    assert "MLflow cannot be reached; `glacier register` will log: Can't locate" in caplog.text
 
 
 def test_the_command_line_names_the_version_and_where_to_see_its_run(

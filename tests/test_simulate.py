@@ -214,6 +214,18 @@ def test_outlines_of_the_wrong_year_are_too_large(made: Simulation) -> None:
     assert (drawn & ~truth).sum() > 0.1 * truth.sum()
 
 
+def test_sites_in_a_second_row_lie_within_the_border(tmp_path: Path) -> None:
+    scenes = simulate(tmp_path, sites=6, size=128, dates=[date(2000, 10, 25)], seed=1)
+    border = gpd.read_file(tmp_path / "outlines/border.shp").to_crs(32645)
+    shares = []
+    for scene in scenes:
+        with rasterio.open(scene.img_path) as source:
+            inside = rasterize(border.geometry, source.shape, transform=source.transform)
+        shares.append(inside.mean())
+    assert 0.9 < shares[0] < 1
+    assert shares[1:] == [1] * 5
+
+
 def test_border_leaves_a_corner_out(made: Simulation) -> None:
     border = outlines(made, "border").to_crs(32645)
     shares = []

@@ -31,6 +31,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402
+from alembic.util.exc import CommandError  # noqa: E402  (comes with MLflow)
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # noqa: E402
@@ -43,8 +44,8 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError, ImportError, OSError)
-"""What a store raises that is away, damaged, full, or lacks its driver."""
+STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError)
+"""What a store raises that is away, damaged, full, of a newer MLflow, being made, or lacks its driver."""
 
 _TRAINING, _CROSSVALIDATION = "glacier.training", "glacier.crossvalidation"
 _URI = "MLFLOW_TRACKING_URI"

@@ -161,14 +161,15 @@ def _border(footprints: list[Polygon]) -> BaseGeometry:
     area = shapely.union_all(footprints).convex_hull.buffer(3_000, join_style="mitre")
     west, _, east, north = footprints[0].bounds
     leg = 0.3 * (east - west)
-    beyond = 1e6
+    # Not beyond the margin: other sites lie to the north of it.
+    edge = 3_000
     corner = Polygon(
         [
             (west + leg, north),
             (west, north - leg),
-            (west - beyond, north - leg - beyond * 0.2),
-            (west - beyond, north + beyond),
-            (west + leg + beyond * 0.2, north + beyond),
+            (west - edge, north - leg - edge),
+            (west - edge, north + edge),
+            (west + leg + edge, north + edge),
         ]
     )
     return area.difference(corner)
