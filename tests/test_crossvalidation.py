@@ -266,6 +266,20 @@ def test_other_weights_to_begin_with_make_other_predictions(
         fingerprint()
 
 
+def test_weights_to_begin_with_are_found_from_within_the_project(
+    measured: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
+    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
+    shutil.copytree(models, root / "data/start")
+    edit_yaml(root / "conf/train.yaml", start_from="data/start")
+    code, _, errors = said(root, monkeypatch, "--by", "scenes", "--test", P, "--seeds", "1",
+                           "--name", "started")  # fmt: skip
+    assert code == 0, errors
+    [trained] = (folder(root, "started") / P / "seed_1/data/runs").glob("*/models/model.json")
+    assert json.loads(trained.read_text())["started_from"] is not None
+
+
 def test_a_fold_is_what_the_pipeline_makes_of_the_same_split(
     measured: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -266,7 +266,11 @@ class CrossValidation:
     def _start(self) -> str | None:
         """The model that each training begins with, as a folder within `data` names it."""
         uri = self.project.train.start_from
-        return uri if uri is None or uri.startswith("models:/") else str(self.project.root / uri)
+        return (
+            uri
+            if uri is None or uri.startswith("models:/")
+            else str((self.project.root / uri).resolve())
+        )
 
     def within(self, fold: Fold, seed: int) -> Within:
         """Where the MLflow run of a fold and seed belongs."""
