@@ -53,6 +53,7 @@ def crossvalidate(
     seeds: list[int] | None = None,
     name: str | None = None,
     symmetries: bool | None = None,
+    rotate: bool = False,
     root: str = ".",
 ) -> str:
     """Measure the configuration as `glacier crossvalidate` does, on the slices that are there.
@@ -68,6 +69,7 @@ def crossvalidate(
         seeds: of the trainings of each fold; 1, 2 and 3 if not given.
         name: of the folder and the MLflow run.
         symmetries: average over turns and mirror images; as conf/maps.yaml says if not given.
+        rotate: with each seed, another part of the training ground chooses.
         root: the project's folder.
 
     Returns:
@@ -76,7 +78,7 @@ def crossvalidate(
     folder = Path(root).resolve()
     asked: dict[str, Any] = {
         "by": by, "folds": folds, "groups": groups, "testing": testing or (), "name": name,
-        "symmetries": symmetries,
+        "symmetries": symmetries, "rotate": rotate,
     }  # fmt: skip
     numbers = seeds or list(SEEDS)
     try:

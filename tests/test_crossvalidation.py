@@ -107,9 +107,9 @@ def said(root: Path, patch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, 
     return done.exit_code, done.stdout, done.stderr
 
 
-def units(fold: Fold, split: str, seed: int = 1) -> list[str]:
-    """The units of ground of a fold that are in a split when this seed trains."""
-    return [unit for unit, chosen in fold.splits(seed).items() if chosen == split]
+def units(fold: Fold, split: str, turn: int = 0) -> list[str]:
+    """The units of ground of a fold that are in a split where this part chooses."""
+    return [unit for unit, chosen in fold.splits(turn).items() if chosen == split]
 
 
 def never(*_: object, **__: object) -> None:
@@ -286,7 +286,7 @@ def test_a_fold_is_what_the_pipeline_makes_of_the_same_split(
     root = Path(shutil.copytree(measured[0], tmp_path / "project"))
     [fold] = [fold for fold in plan_folds(Project(root), "scenes").folds if fold.name == R]
     merge_yaml(root / "params.yaml", {"seed": 2})
-    merge_yaml(root / "conf/postprocess.yaml", {"assign": fold.splits(2)})
+    merge_yaml(root / "conf/postprocess.yaml", {"assign": fold.splits()})
     project = Project(root)
     postprocess(project)
     train(project)
@@ -373,23 +373,52 @@ def test_what_chooses_is_a_part_of_the_training_ground_with_ice(
     assert tested == SCENES
 
 
-def test_each_seed_chooses_by_another_part_and_together_all_of_it_trains(root: Path) -> None:
-    plan = plan_folds(Project(root), "scenes")
-    for fold in plan.folds:
+def test_parts_choose_in_turn_and_together_all_training_ground_trains(root: Path) -> None:
+    for fold in plan_folds(Project(root), "scenes").folds:
         rest = set(SCENES) - {fold.name}
-        chosen = [units(fold, "dev", seed) for seed in (1, 2, 3)]
+        chosen = [units(fold, "dev", turn) for turn in range(3)]
         assert sorted(chosen) == [[scene] for scene in sorted(rest)]
-        assert fold.splits(4) == fold.splits(1)
-        for seed in (1, 2, 3):
-            assert set(units(fold, "train", seed)) == rest - set(units(fold, "dev", seed))
+        assert fold.splits(3) == fold.splits(0)
+        for turn in range(3):
+            assert set(units(fold, "train", turn)) == rest - set(units(fold, "dev", turn))
     # A share of a half chooses: two parts, of one and two scenes.
     merge_yaml(root / "params.yaml", {
         "postprocess": {"split": {"train": 0.4, "dev": 0.4, "test": 0.2}}})  # fmt: skip
     for fold in plan_folds(Project(root), "scenes").folds:
-        chosen = [set(units(fold, "dev", seed)) for seed in (1, 2)]
-        assert chosen[0] | chosen[1] == set(SCENES) - {fold.name}
-        assert not chosen[0] & chosen[1]
-        assert fold.splits(3) == fold.splits(1)
+        chosen = [units(fold, "dev", turn) for turn in range(2)]
+        assert set(chosen[0]) | set(chosen[1]) == set(SCENES) - {fold.name}
+        assert not set(chosen[0]) & set(chosen[1])
+
+
+def test_the_part_with_its_share_of_each_class_chooses_first(
+    tmp_path: Path,
+) -> None:
+    build(tmp_path, without_debris=[P])
+    for fold in plan_folds(Project(tmp_path), "scenes").folds:
+        order = [units(fold, "dev", turn) for turn in range(3)]
+        if fold.name != P:
+            assert order[-1] == [P], "it cannot judge debris"
+
+
+def test_with_rotation_each_seed_chooses_by_another_part(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_params(Project(root), epochs=1)
+    words = ["--by", "scenes", "--test", R, "--seeds", "1,2"]
+    for name, more in (("still", []), ("turning", ["--rotate"])):
+        code, _, errors = said(root, monkeypatch, *words, *more, "--name", name)
+        assert code == 0, errors
+    ground = {
+        name: [
+            scores(root, name)["protocol"]["ground"][R][seed]["dev"]["scenes"]
+            for seed in ("1", "2")
+        ]
+        for name in ("still", "turning")
+    }
+    assert ground["still"][0] == ground["still"][1] == ground["turning"][0]
+    assert ground["turning"][1] != ground["turning"][0]
+    assert "with each seed on another" in (folder(root, "turning") / "report.md").read_text()
+    assert "with each seed on another" not in (folder(root, "still") / "report.md").read_text()
 
 
 def test_symmetries_make_other_predictions_of_the_same_models(
@@ -411,8 +440,8 @@ def test_ground_without_ice_does_not_choose(tmp_path: Path) -> None:
     merge_yaml(tmp_path / "conf/postprocess.yaml", {"classes": ["debris"]})
     plan = plan_folds(Project(tmp_path), "scenes")
     for fold in plan.folds:
-        for seed in (1, 2, 3):
-            assert units(fold, "dev", seed) not in ([], [P])
+        for turn in range(3):
+            assert units(fold, "dev", turn) not in ([], [P])
     with pytest.raises(InputError, match=r"^fold two: .* 1 of 2 units have ice"):
         plan_folds(Project(tmp_path), "groups", groups={"one": [P, Q], "two": [R, S]})
 
@@ -440,10 +469,10 @@ def test_dates_of_one_place_stay_together(root: Path) -> None:
     slice_scene(Project(root), later)
     made = CrossValidation(Project(root), by="scenes")
     assert [fold.name for fold in made.plan.folds] == SCENES
-    for seed in (1, 2):
-        assert units(made.plan.fold(P), "test", seed) == [P, later]
+    for turn in range(2):
+        assert units(made.plan.fold(P), "test", turn) == [P, later]
         for fold in made.plan.folds:
-            assert fold.splits(seed)[P] == fold.splits(seed)[later]
+            assert fold.splits(turn)[P] == fold.splits(turn)[later]
     assert {made.plan.pieces[later, 0], made.plan.pieces[P, 0]} == {P}
     dataset = postprocess(made.set_up(made.plan.fold(Q), 1))
     assert {s.scene for held in dataset.splits.values() for s in held} == {*SCENES, later}
@@ -506,7 +535,7 @@ def test_regions_test_in_turn_and_part_of_the_other_chooses(root: Path) -> None:
     held = pooled.scores["protocol"]["ground"]["east"]["1"]
     assert held["test"]["scenes"] == [R, S]
     assert sorted(held["train"]["scenes"] + held["dev"]["scenes"]) == [P, Q]
-    chosen = [units(made.plan.fold("east"), "dev", seed) for seed in (1, 2)]
+    chosen = [units(made.plan.fold("east"), "dev", turn) for turn in range(2)]
     assert sorted(chosen) == [["west.1"], ["west.2"]]
 
 

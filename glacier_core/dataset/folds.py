@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import shapely
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
@@ -39,21 +40,18 @@ class Fold:
 
     Attributes:
         name: of the ground that tests, or `fold1` and so on where several are taken together.
-        parts: of each unit of ground, the part of the training ground that it belongs to, from 0;
-            None of what tests. Empty for a random split, which knows none.
+        parts: of each unit of ground, the part of the training ground that it belongs to, from 0,
+            which has most nearly its share of each class; None of what tests. Empty for a random
+            split, which knows none.
     """
 
     name: str
     parts: dict[str, int | None] = field(default_factory=dict)
 
-    def splits(self, seed: int) -> dict[str, str]:
-        """Split of each unit: seeds 1, 2, 3 and so on choose by one part after the other.
-
-        So that how good a training is does not hang on which ground chose, and that of several
-        as one all training ground has trained.
-        """
+    def splits(self, turn: int = 0) -> dict[str, str]:
+        """Split of each unit where the part of this number chooses; past the last, from the first."""
         count = max((part for part in self.parts.values() if part is not None), default=0) + 1
-        chooses = (seed - 1) % count
+        chooses = turn % count
         return {
             unit: "test" if part is None else "dev" if part == chooses else "train"
             for unit, part in self.parts.items()
@@ -124,8 +122,8 @@ def plan_folds(
 ) -> Plan:
     """Make the folds of the slices that lie in `data/slices`.
 
-    In each fold, the units that do not test are dealt into parts of like content, and each seed
-    chooses (dev) by another of them: as many as the share of dev against train goes into the whole
+    In each fold, the units that do not test are dealt into parts of like content, of which one
+    chooses (dev): as many as the share of dev against train goes into the whole
     (`postprocess.split` in params.yaml), two at least, each with ice.
 
     Args:
@@ -315,7 +313,7 @@ def _natural(name: str) -> tuple[int, str]:
 def _parts(
     project: Project, units: Sequence[str], candidates: Sequence[Candidate], fold: str
 ) -> dict[str, int]:
-    """The parts of the training ground that choose in turn, by unit.
+    """The parts of the training ground, of which one chooses, by unit.
 
     Each with its share of the valid pixels and of each class, as near as units go, so that what
     chooses knows all that is judged; and each with some ice.
@@ -345,7 +343,15 @@ def _parts(
     # What has ice first: an empty part takes the next unit before any other does.
     first = [i for i, unit in enumerate(units) if unit in icy]
     dealt = balanced([units[i] for i in first], [candidates[i] for i in first], shares, seed, {})
-    return {k: int(v) for k, v in balanced(units, candidates, shares, seed, dealt).items()}
+    part = {k: int(v) for k, v in balanced(units, candidates, shares, seed, dealt).items()}
+    weights = sorted({name for candidate in candidates for name in candidate.weights})
+    held = np.zeros((len(names), len(weights)))
+    for unit, candidate in zip(units, candidates, strict=True):
+        held[part[unit]] += [candidate.weights.get(name, 0.0) for name in weights]
+    held = held[:, held.sum(axis=0) > 0]
+    away = ((held / held.sum(axis=0) - 1 / len(names)) ** 2).sum(axis=1)
+    rank = {int(number): k for k, number in enumerate(np.argsort(away, kind="stable"))}
+    return {unit: rank[number] for unit, number in part.items()}
 
 
 def _joined(names: Sequence[str], shapes: Sequence[BaseGeometry]) -> dict[str, BaseGeometry]:

@@ -106,6 +106,12 @@ def promote_command(
     help="Average over turns and mirror images, as `glacier map` does; eight times the work. "
     "[default: as conf/maps.yaml says]",
 )
+@click.option(
+    "--rotate",
+    is_flag=True,
+    help="With each seed, another part of the training ground chooses: of the models of all seeds "
+    "together, all of it has trained.",
+)
 @click.option("--only", metavar="FOLD", help="Make this fold alone, or go on with it.")
 @click.pass_obj
 def crossvalidate_command(
@@ -117,6 +123,7 @@ def crossvalidate_command(
     seeds: str | None,
     name: str | None,
     symmetries: bool | None,
+    rotate: bool,
     only: str | None,
 ) -> None:
     """Measure the configuration: all ground tests once, by models that never saw it.
@@ -138,7 +145,7 @@ def crossvalidate_command(
     made, pooled = crossvalidate(
         project, by=by, folds=folds, groups=read_groups(groups), testing=testing,
         seeds=numbers, name=name,
-        symmetries=symmetries, only=only,
+        symmetries=symmetries, rotate=rotate, only=only,
     )  # fmt: skip
     if pooled is None:
         missing = made.missing(numbers)

@@ -74,8 +74,9 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
     ]
     if not plan.leaky:
         lines += [
-            "In each fold the best epoch and all else is chosen on a share of the training ground, "
-            "with each seed on another; the ground that tests takes no part."
+            "In each fold the best epoch and all else is chosen on a share of the training ground"
+            + (", with each seed on another" if made.rotate else "")
+            + "; the ground that tests takes no part."
             + (
                 " Predictions are means over the symmetries of the square."
                 if made.symmetries

@@ -78,7 +78,7 @@ class CrossValidation:
 
     Attributes:
         project: whose configuration is measured.
-        symmetries: whether predictions are means over turns and mirror images.
+        symmetries, rotate: as given.
         plan: its folds.
         name: of the folder below `data/crossvalidation` and of the MLflow run.
         folder: where all lies.
@@ -94,6 +94,7 @@ class CrossValidation:
         testing: Sequence[str] = (),
         name: str | None = None,
         symmetries: bool | None = None,
+        rotate: bool = False,
     ) -> None:
         """Plan the folds; see `plan_folds`.
 
@@ -101,6 +102,7 @@ class CrossValidation:
             project, by, folds, groups, testing, name: see `crossvalidate`.
             symmetries: average over turns and mirror images, as `map_scenes` does; None as
                 conf/maps.yaml says.
+            rotate: with each seed, another part of the training ground chooses.
 
         Raises:
             InputError: as `plan_folds`; or what lies in the folder has other folds.
@@ -108,6 +110,7 @@ class CrossValidation:
         project.check()
         self.project = project
         self.symmetries = project.maps.symmetries if symmetries is None else symmetries
+        self.rotate = rotate
         self.plan = plan_folds(project, by, folds, groups, testing)
         self.name = name or (f"{by}_{folds}" if folds else by)
         try:
@@ -153,13 +156,16 @@ class CrossValidation:
         uri = self.project.train.start_from
         return open_model(self.project, uri)[1].description.training if uri else None
 
+    def _splits(self, fold: Fold, seed: int) -> dict[str, str]:
+        return fold.splits(seed - 1 if self.rotate else 0)
+
     def fingerprint(self, fold: Fold, seed: int) -> str:
         """Hash of what a fold's predictions follow from: slices, split, settings, version."""
         project = self.project
         content = {
             "version": version("glacier-mapping"),
             "slices": self._slices,
-            "fold": fold.splits(seed),
+            "fold": self._splits(fold, seed),
             "ground": {name: ground.wkt for name, ground in self.plan.ground.items()},
             "pieces": sorted(map(str, self.plan.pieces.items())),
             "settings": self._settings(fold, seed),
@@ -183,7 +189,7 @@ class CrossValidation:
             | {
                 "filter": {"combine": conf.filter.combine, "splits": splits},
                 "split": "scenes" if scenes else self.plan.by,
-                "assign": fold.splits(seed) if scenes else {},
+                "assign": self._splits(fold, seed) if scenes else {},
                 "regions_path": _REGIONS if self.plan.by == "regions" else None,
                 "statistics_path": "data/dataset/statistics.json",
             },
@@ -206,7 +212,7 @@ class CrossValidation:
         for name, content in contents.items():
             with whole_file(root / name) as beside:
                 beside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        ground, splits = self.plan.ground, fold.splits(seed)
+        ground, splits = self.plan.ground, self._splits(fold, seed)
         if self.plan.by == "blocks":
             write_blocks(root / RECORD, {k: Block(splits[k], ground[k]) for k in splits})
         elif self.plan.by == "regions":
@@ -340,6 +346,7 @@ def crossvalidate(
     seeds: Sequence[int] = SEEDS,
     name: str | None = None,
     symmetries: bool | None = None,
+    rotate: bool = False,
     only: str | None = None,
 ) -> tuple[CrossValidation, Pooled | None]:
     """Measure a configuration on ground that took no part in its training, in every fold.
@@ -349,10 +356,9 @@ def crossvalidate(
     Args:
         project: with slices.
         by, folds, groups, testing: see `plan_folds`.
-        seeds: of the trainings of each fold; the folds stay the same, what chooses in them does
-            not (`Fold.splits`).
+        seeds: of the trainings of each fold; the folds stay the same.
         name: of the folder below `data/crossvalidation`; by default `by` and the number of folds.
-        symmetries: see `CrossValidation`.
+        symmetries, rotate: see `CrossValidation`.
         only: name of the fold to be made; the scores are pooled once no other is missing.
 
     Returns:
@@ -365,7 +371,7 @@ def crossvalidate(
         raise InputError("--seeds: expected whole numbers from 0 on, each once, as in 1,2,3")
     made = CrossValidation(
         project, by=by, folds=folds, groups=groups, testing=testing, name=name,
-        symmetries=symmetries,
+        symmetries=symmetries, rotate=rotate,
     )  # fmt: skip
     wanted = [made.plan.fold(only)] if only is not None else made.plan.folds
     bar = tqdm(total=len(wanted) * len(seeds), desc="folds and seeds", disable=None)

@@ -177,6 +177,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             "test_slices": len(tested),
             "untested_slices": len(set(made.plan.pieces) - tested),
             "symmetries": made.symmetries,
+            "rotate": made.rotate,
             "ground": {
                 fold: {str(seed): content[seed][fold]["ground"] for seed in seeds} for fold in folds
             },
