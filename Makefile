@@ -30,14 +30,15 @@ demo: setup  ## simulated scenes to a registered model, then say where everythin
 
 # The slow tests (servers, the whole demo, real data) run in CI and with `make test SLOW=1`.
 SLOW ?= $(CI)
-# Processes for the others; files of tests are never divided.
+# Processes for the others; files of tests are never divided, and not begun by how many tests they hold:
+# one of few long tests would be the last, and a process wait for it alone.
 JOBS ?= 2
 
 test: setup  ## lint, types, tests; the slow ones too with SLOW=1
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 	$(if $(SLOW),$(BIN)/python -m pytest -m slow)
 
 # SMALL=1 checks results in two minutes; ARGS goes on to `python -m benchmarks` (--help says what).
