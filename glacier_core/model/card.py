@@ -156,8 +156,8 @@ def _uses(description: ModelDescription) -> _Section:
     return _Section(
         "What it is",
         [
-            f"U-Net of depth {architecture.depth} with {architecture.base_channels} base channels, "
-            f"{''.join(f'{words}, ' for words in variants)}and "
+            f"U-Net of depth {architecture.depth} with "
+            f"{', '.join([f'{architecture.base_channels} base channels', *variants])} and "
             f"dropout {architecture.dropout:g}; raw bands in, probabilities of "
             f"{', '.join(description.classes)} out, normalisation inside.",
             f"Channels: {', '.join(description.channels)}.",
