@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import slice_scene
 from glacier_core.labels.masking import mask_scene
-from glacier_core.model.predictor import Predictor
+from glacier_core.model.checkpoints import Row
+from glacier_core.model.predictor import ModelDescription, Predictor
 
 CHANNELS = ["B2", "B3", "B5", "elevation"]
 BANDS = ["B2", "B3", "B4", "B5", "elevation"]
@@ -246,3 +247,25 @@ def said_once(project: Project, predictor: Predictor, split: str) -> dict[str, N
         ]
         part[part == 255] = numbers[part == 255]
     return scenes
+
+
+class After:
+    """An observer that calls a function after each epoch."""
+
+    def __init__(self, call: Callable[[int], None]) -> None:
+        self.call = call
+
+    def begin(self, description: ModelDescription, past: list[Row]) -> None: ...
+
+    def epoch(self, row: Row) -> None:
+        self.call(int(row["epoch"]))
+
+    def end(self, error: BaseException | None) -> None: ...
+
+
+class Stopped(BaseException):
+    """As abrupt as an exception can be."""
+
+
+def models(project: Project) -> Path:
+    return project.run_folder / "models"

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
-from small_dataset import LEARNING, pixels_once, said_once, small_project, with_conf
+from small_dataset import (
+    LEARNING,
+    After,
+    Stopped,
+    models,
+    pixels_once,
+    said_once,
+    small_project,
+    with_conf,
+)
 from torch import Tensor
 
 from glacier_core.config import Project
-from glacier_core.model.checkpoints import Row
 from glacier_core.model.predictor import ModelDescription, Predictor
 from glacier_core.model.training import train
-
-
-class After:
-    """An observer that calls a function after each epoch."""
-
-    def __init__(self, call: Callable[[int], None]) -> None:
-        self.call = call
-
-    def begin(self, description: ModelDescription, past: list[Row]) -> None: ...
-
-    def epoch(self, row: Row) -> None:
-        self.call(int(row["epoch"]))
-
-    def end(self, error: BaseException | None) -> None: ...
-
-
-class Stopped(BaseException):
-    """As abrupt as an exception can be."""
-
-
-def models(project: Project) -> Path:
-    return project.run_folder / "models"
 
 
 def checkpoints(project: Project) -> list[dict[str, Tensor]]:

@@ -12,15 +12,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import CHANNELS, LEARNING, said_once, small_project, truth_of, with_conf
+from small_dataset import (
+    CHANNELS,
+    LEARNING,
+    After,
+    Stopped,
+    models,
+    said_once,
+    small_project,
+    truth_of,
+    with_conf,
+)
 from torch import Tensor
 from workspace import run
 
 from glacier_core.config import Project
-from glacier_core.model.checkpoints import Row
 from glacier_core.model.losses import Loss, alone
 from glacier_core.model.objective import border_loss, on_border
-from glacier_core.model.predictor import ModelDescription, Predictor
+from glacier_core.model.predictor import Predictor
 from glacier_core.model.training import train
 
 FILES = ("model.safetensors", "model.json", "history.csv")
@@ -57,28 +66,6 @@ def make(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         return with_conf(project, **conf)
 
     return make
-
-
-class After:
-    """An observer that calls a function after each epoch."""
-
-    def __init__(self, call: Callable[[int], None]) -> None:
-        self.call = call
-
-    def begin(self, description: ModelDescription, past: list[Row]) -> None: ...
-
-    def epoch(self, row: Row) -> None:
-        self.call(int(row["epoch"]))
-
-    def end(self, error: BaseException | None) -> None: ...
-
-
-class Stopped(BaseException):
-    """As abrupt as an exception can be."""
-
-
-def models(project: Project) -> Path:
-    return project.run_folder / "models"
 
 
 def contents(project: Project) -> dict[str, bytes]:

@@ -31,27 +31,27 @@ def drawn(*rows: str) -> NDArray[np.uint8]:
 def test_a_small_glacier_goes_as_a_whole_and_a_large_one_stays() -> None:
     before = drawn("........", ".cd.....", "....ccc.", "....ccd.", "........")
     after = drawn("........", "........", "....ccc.", "....ccd.", "........")
-    assert (without_small_glaciers(before, 3, DEBRIS) == after).all()
-    assert (without_small_glaciers(before, 2, DEBRIS) == before).all()
+    assert (without_small_glaciers(before, 3) == after).all()
+    assert (without_small_glaciers(before, 2) == before).all()
 
 
 def test_parts_that_meet_at_a_corner_are_one_glacier() -> None:
     before = drawn("......", ".cc...", "...cc.", "......")
-    assert (without_small_glaciers(before, 4, DEBRIS) == before).all()
+    assert (without_small_glaciers(before, 4) == before).all()
 
 
 def test_a_hole_takes_the_nearest_ice() -> None:
     before = drawn("........", ".cccddd.", ".c.cd.d.", ".cccddd.", "........")
     after = drawn("........", ".cccddd.", ".cccddd.", ".cccddd.", "........")
-    assert (without_holes(before, 2, DEBRIS) == after).all()
-    assert (without_holes(before, 1, DEBRIS) == before).all()
+    assert (without_holes(before, 2) == after).all()
+    assert (without_holes(before, 1) == before).all()
 
 
 def test_debris_that_no_clean_ice_feeds_is_none() -> None:
     before = drawn(".......", ".dd.cd.", ".dd..d.", ".......")
     after = drawn(".......", "....cd.", ".....d.", ".......")
-    assert (without_loose_debris(before, 0, DEBRIS) == after).all()
-    assert (without_loose_debris(before, 0, None) == before).all(), "no class debris"
+    assert (without_loose_debris(before, DEBRIS) == after).all()
+    assert (without_loose_debris(before, None) == before).all(), "no class debris"
 
 
 @pytest.mark.parametrize("step", STEPS.values())

@@ -343,15 +343,22 @@ def _parts(
     # What has ice first: an empty part takes the next unit before any other does.
     first = [i for i, unit in enumerate(units) if unit in icy]
     dealt = balanced([units[i] for i in first], [candidates[i] for i in first], shares, seed, {})
-    part = {k: int(v) for k, v in balanced(units, candidates, shares, seed, dealt).items()}
+    return _by_likeness(units, candidates, balanced(units, candidates, shares, seed, dealt))
+
+
+def _by_likeness(
+    units: Sequence[str], candidates: Sequence[Candidate], part: Mapping[str, str]
+) -> dict[str, int]:
+    """Parts numbered from 0, the one with most nearly its share of every weight first."""
+    names = sorted(set(part.values()))
     weights = sorted({name for candidate in candidates for name in candidate.weights})
     held = np.zeros((len(names), len(weights)))
     for unit, candidate in zip(units, candidates, strict=True):
-        held[part[unit]] += [candidate.weights.get(name, 0.0) for name in weights]
+        held[names.index(part[unit])] += [candidate.weights.get(name, 0.0) for name in weights]
     held = held[:, held.sum(axis=0) > 0]
     away = ((held / held.sum(axis=0) - 1 / len(names)) ** 2).sum(axis=1)
-    rank = {int(number): k for k, number in enumerate(np.argsort(away, kind="stable"))}
-    return {unit: rank[number] for unit, number in part.items()}
+    rank = {names[k]: number for number, k in enumerate(np.argsort(away, kind="stable"))}
+    return {unit: rank[name] for unit, name in part.items()}
 
 
 def _joined(names: Sequence[str], shapes: Sequence[BaseGeometry]) -> dict[str, BaseGeometry]:

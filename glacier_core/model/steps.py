@@ -23,17 +23,15 @@ Classes = npt.NDArray[np.uint8]
 _CORNERS_TOO = np.ones((3, 3), dtype=bool)
 
 
-def without_small_glaciers(classes: Classes, pixels: float, debris: int | None) -> Classes:
+def without_small_glaciers(classes: Classes, pixels: float) -> Classes:
     """Ice in one piece of fewer pixels, corners included, is none."""
-    del debris
     part, cut = _parts(_is_ice(classes), classes)
     small = (np.bincount(part.ravel()) < pixels) & ~cut
     return np.where(small[part], np.uint8(0), classes)
 
 
-def without_holes(classes: Classes, pixels: float, debris: int | None) -> Classes:
+def without_holes(classes: Classes, pixels: float) -> Classes:
     """Ground within ice of fewer pixels is the nearest ice."""
-    del debris
     ice = _is_ice(classes)
     part, cut = _parts(classes == 0, classes, corners=False)
     hole = ((np.bincount(part.ravel()) < pixels) & ~cut)[part]
@@ -43,9 +41,13 @@ def without_holes(classes: Classes, pixels: float, debris: int | None) -> Classe
     return np.where(hole, classes[tuple(nearest)], classes)
 
 
-def without_loose_debris(classes: Classes, pixels: float, debris: int | None) -> Classes:
-    """Debris on which no clean ice borders, however far away, is no ice: a tongue hangs on a glacier."""
-    del pixels
+def without_loose_debris(classes: Classes, debris: int | None) -> Classes:
+    """Debris in one piece with no other ice is none: a tongue hangs on a glacier.
+
+    Args:
+        classes: the map.
+        debris: number of that class; None where there is none, and nothing to do.
+    """
     if debris is None:
         return classes
     part, fed = _parts(_is_ice(classes), classes)
@@ -54,12 +56,14 @@ def without_loose_debris(classes: Classes, pixels: float, debris: int | None) ->
 
 
 STEPS: dict[str, Callable[[Classes, float, int | None], Classes]] = {
-    "without small glaciers": without_small_glaciers,
-    "without small holes": without_holes,
-    "without debris that no clean ice feeds": without_loose_debris,
+    "without small glaciers": lambda classes, pixels, _: without_small_glaciers(classes, pixels),
+    "without small holes": lambda classes, pixels, _: without_holes(classes, pixels),
+    "without debris that no clean ice feeds": lambda classes, _, debris: without_loose_debris(
+        classes, debris
+    ),
 }
-"""By name; each takes classes, the pixels of the smallest glacier, and the number of the class
-`debris`, None where there is none."""
+"""By name: what each makes of classes, given the pixels of the smallest glacier and the number of
+the class `debris`, None where there is none."""
 
 
 def _is_ice(classes: Classes) -> npt.NDArray[np.bool_]:
