@@ -13,10 +13,19 @@ from small_dataset import CHANNELS, HEIGHT, SPLIT_OF, WIDTH, build
 from workspace import merge_yaml
 
 from glacier_core.config import Project
-from glacier_core.dataset.loading import Dataset
+from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import slice_scene
-from glacier_core.model.conditions import BRIGHTNESS, EDGE, SIZE, SNOW, STEEPNESS, Conditions
+from glacier_core.model.conditions import (
+    BRIGHTNESS,
+    EDGE,
+    SIZE,
+    SNOW,
+    STEEPNESS,
+    ByCondition,
+    Conditions,
+    as_rows,
+)
 from glacier_core.model.metrics import confusion, scores
 
 NAMES = ["background", "clean_ice", "debris"]
@@ -64,14 +73,19 @@ def said_of(scene: str) -> NDArray[np.uint8]:
     )
 
 
+def scored(dataset: Dataset, samples: list[Sample], pixel: float = PIXEL) -> dict[str, Any]:
+    """Scores by condition of the map above, in some test slices."""
+    conditions, counted = Conditions(dataset), ByCondition(NAMES)
+    for sample in samples:
+        truth = dataset.label("test", sample)
+        counted.add(conditions.groups(sample, pixel), truth, said_of(sample.scene))
+    return counted.scores()
+
+
 @pytest.fixture(scope="module")
 def found(project: Project) -> dict[str, Any]:
     dataset = Dataset.open(project.dataset_folder)
-    conditions = Conditions(dataset)
-    for sample in dataset.splits["test"]:
-        truth = dataset.label("test", sample)
-        conditions.add(sample, truth, said_of(sample.scene), PIXEL)
-    return conditions.scores()
+    return scored(dataset, dataset.splits["test"])
 
 
 def scores_where(project: Project, where: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
@@ -168,12 +182,9 @@ def test_ice_cut_off_by_the_slice_has_no_size_but_large_is_large(project: Projec
         label[50:68, :14, 1] = 1  # debris, from the middle to the edge: 0.8 km² are here
         np.save(path, label)
         for pixel, group in ((30.0, None), (40.0, "1 km2 or more")):
-            conditions = Conditions(dataset)
             truth = dataset.label("test", sample)
-            conditions.add(sample, truth, said_of(sample.scene), pixel)
-            counted: dict[str, Any] = {
-                name: found["debris"]["pixels"] for name, found in conditions.scores()[SIZE].items()
-            }
+            sizes = scored(dataset, [sample], pixel)[SIZE]
+            counted: dict[str, Any] = {n: of["debris"]["pixels"] for n, of in sizes.items()}
             debris = int((truth == 2).sum())
             assert {name for name, pixels in counted.items() if pixels} == ({group} - {None})
             assert sum(counted.values()) == (debris if group else 0)
@@ -184,10 +195,9 @@ def test_ice_cut_off_by_the_slice_has_no_size_but_large_is_large(project: Projec
 def test_what_was_counted_before_is_not_counted_again(project: Project) -> None:
     dataset = Dataset.open(project.dataset_folder)
     [sample] = [s for s in dataset.splits["test"] if s.scene == "LE07_S_20001025"]
-    conditions = Conditions(dataset)
-    nothing = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    conditions.add(sample, nothing, said_of(sample.scene), PIXEL)
-    for groups in conditions.scores().values():
+    counted, nothing = ByCondition(NAMES), np.full((HEIGHT, WIDTH), 255, np.uint8)
+    counted.add(Conditions(dataset).groups(sample, PIXEL), nothing, said_of(sample.scene))
+    for groups in counted.scores().values():
         for by_class in groups.values():
             assert [values["pixels"] for values in by_class.values()] == [0] * len(by_class)
 
@@ -197,7 +207,16 @@ def test_conditions_that_no_band_tells_are_left_out(
 ) -> None:
     monkeypatch.setattr(Dataset, "common_bands", lambda _: ["B4"])
     dataset = Dataset.open(project.dataset_folder)
-    conditions = Conditions(dataset)
-    sample = dataset.splits["test"][0]
-    conditions.add(sample, dataset.label("test", sample), said_of(sample.scene), PIXEL)
-    assert list(conditions.scores()) == [EDGE, SIZE]
+    assert list(scored(dataset, dataset.splits["test"][:1])) == [EDGE, SIZE]
+
+
+def test_a_table_says_how_much_of_a_class_a_score_is_of(found: dict[str, Any]) -> None:
+    head, *rows = as_rows(found, NAMES[1:])
+    assert len(head) == 4
+    pixels = {group: found[SNOW][group]["clean_ice"]["pixels"] for group in found[SNOW]}
+    iou, share = found[SNOW]["neither"]["clean_ice"]["iou"], pixels["neither"]
+    [row] = [row for row in rows if row[:2] == [SNOW, "neither"]]
+    assert row[2] == f"{iou:.3f} ({share / sum(pixels.values()):.1%})"
+    [row] = [row for row in rows if row[:2] == [SIZE, "below 0.1 km2"]]
+    assert row[2].startswith("recall ")
+    assert row[3] == "recall undefined (0.0%)"

@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import edit_yaml, glacier, ground, make_outlines, north_up
 from numpy.typing import NDArray
+from scipy import ndimage
 from shapely.geometry import box
 from small_dataset import HEIGHT, WIDTH, build, with_params
 from workspace import merge_yaml
@@ -33,7 +34,7 @@ from glacier_core.labels.metadata import read_metadata, write_metadata
 from glacier_core.model import crossvalidation
 from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.crossvalidation import CrossValidation, crossvalidate
-from glacier_core.model.pooling import load_prediction
+from glacier_core.model.predictions import load_prediction
 from glacier_core.model.predictor import WEIGHTS
 from glacier_core.model.training import _Trainer, train
 
@@ -185,12 +186,43 @@ def test_the_scores_can_be_worked_out_from_the_predictions_alone(
     assert values[0] != values[1], "two seeds train two models"
     path = next((folder(root) / "predictions").rglob("*.npz"))
     with np.load(path) as file:
-        assert {name: file[name].dtype for name in file.files} == dict.fromkeys(
-            ("classes", "probabilities", "truth"), np.uint8
-        )
+        kinds = {name: file[name].dtype.kind for name in file.files}
+        assert kinds == {
+            "classes": "u", "probabilities": "u", "truth": "u", "groups": "b", "group_names": "U",
+        }  # fmt: skip
         most = file["probabilities"].max(axis=0)
         chosen = np.take_along_axis(file["probabilities"], file["classes"][None], axis=0)[0]
         assert (chosen == most).all()
+
+
+def test_hard_ground_is_scored_over_all_folds(measured: tuple[Path, str]) -> None:
+    root, _ = measured
+    found = scores(root)
+    conditions = found["conditions"]
+    assert list(conditions) == ["steepness", "brightness", "snow", "edge of what was seen", "part size"]  # fmt: skip
+    # Groups of one condition share out the ground: each valid pixel is in one of them, once.
+    for condition in ("brightness", "edge of what was seen"):
+        for name in ("background", "clean_ice", "debris"):
+            held = sum(group[name]["pixels"] for group in conditions[condition].values())
+            assert held == found["mean"][name]["pixels"]
+    recalls = []
+    for seed in (1, 2):
+        hits = ice = 0
+        for scene in SCENES:
+            truth, said = labels_once(root, scene), said_once(root, scene, seed)
+            near = ndimage.distance_transform_edt(truth != 255) <= 5
+            hits += int((near & (truth == 1) & (said == 1)).sum())
+            ice += int((near & (truth == 1)).sum())
+        recalls.append(hits / ice)
+    near_edge = conditions["edge of what was seen"]["within 5 pixels"]["clean_ice"]
+    # A slice's border hides the gap of its neighbour, and the order of seeds what overlaps.
+    assert near_edge["recall"] == pytest.approx(np.mean(recalls), abs=0.05)
+    report = (folder(root) / "report.md").read_text()
+    hard = report.split("## Hard ground")[1].split("##")[0]
+    assert f"| snow | neither | {conditions['snow']['neither']['clean_ice']['iou']:.3f} (" in hard
+    with (folder(root) / "by_condition.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["condition"] for row in rows} == set(conditions)
 
 
 def test_what_was_measured_is_told_in_a_table_a_report_and_figures(

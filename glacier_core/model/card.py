@@ -15,6 +15,7 @@ from typing import Any
 import shapely
 
 from glacier_core.config import Project
+from glacier_core.model.conditions import as_rows
 from glacier_core.model.predictor import ModelDescription
 
 CARD = "model_card.html"
@@ -81,17 +82,7 @@ def _hard(metrics: dict[str, Any]) -> _Section | None:
     """Scores by what makes ground hard."""
     conditions = metrics.get("conditions", {})
     classes = [name for name in metrics["unet"] if name not in ("all", "background")]
-    section = _Section("Where it is worse, and where better")
-    section.table.append(["condition", "", *(f"{name}, IoU or recall" for name in classes)])
-    for condition, groups in conditions.items():
-        for group, found in groups.items():
-            cells = []
-            for name in classes:
-                values = found.get(name, {})
-                kind = "iou" if "iou" in values else "recall"
-                shown = _number(values.get(kind, ""), "{:.3f}")
-                cells.append(f"{shown} (recall)" if kind == "recall" and values else shown)
-            section.table.append([condition, group, *cells])
+    section = _Section("Where it is worse, and where better", table=as_rows(conditions, classes))
     return section if len(section.table) > 1 else None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,18 @@ from scipy.ndimage import distance_transform_edt, label
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
+from glacier_core.files import whole_file
 from glacier_core.model.metrics import Score, confusion, scores
 from glacier_core.raster.bands import SNOW_INDEX, find_common
 
+BY_CONDITION = "by_condition.csv"
+"""The table of scores, beside what they are of."""
+
 Scores = dict[str, dict[str, Score]]
 """By class name; of a group without a class's mapped pixels, its recall alone."""
+
+Groups = dict[tuple[str, str], npt.NDArray[np.bool_]]
+"""By condition and group, the pixels of a slice that belong to it (height, width)."""
 
 _STEEP = 30.0  # degrees
 _DARK = 0.1  # share of a scene's valid pixels
@@ -28,7 +37,7 @@ EDGE, SIZE = "edge of what was seen", "part size"
 
 
 class Conditions:
-    """Pixels by true and mapped class, under each condition that the stored bands can tell.
+    """Which test pixels are of which group, by each condition that the stored bands can tell.
 
     - `steepness`: slope from the elevation, or from a slope band in degrees where there is none.
     - `brightness`: the darkest tenth of each scene's valid test pixels, in green or else red: most
@@ -48,38 +57,21 @@ class Conditions:
             at = find_common(bands, common)
             return None if at is None else bands[at]
 
-        self._dataset, self._names = dataset, dataset.class_names
+        self._dataset = dataset
         self._height = named("elevation")
         self._slope = next((name for name in ("slope", "slope_deg") if name in bands), None)
         self._green = named("green")
         self._visible = self._green or named("red")
         self._infrared = named("swir1")
         self._dark = {} if self._visible is None else _darkest(dataset, self._visible)
-        classes = len(self._names)
-        self._counted: dict[tuple[str, str], npt.NDArray[np.int64]] = defaultdict(
-            lambda: np.zeros((classes, classes), dtype=np.int64)
-        )
 
-    def add(
-        self,
-        sample: Sample,
-        truth: npt.NDArray[np.uint8],
-        said: npt.NDArray[np.uint8],
-        pixel_m: float,
-    ) -> None:
-        """Add a test slice.
+    def groups(self, sample: Sample, pixel_m: float) -> Groups:
+        """The groups of a test slice, of pixels with an edge of so many metres."""
+        return {
+            (condition, group): where for condition, group, where in self._found(sample, pixel_m)
+        }
 
-        Args:
-            sample: the slice.
-            truth: its class numbers (height, width), 255 where ignored or counted before.
-            said: mapped class numbers (height, width).
-            pixel_m: edge of a pixel, metres.
-        """
-        for condition, group, where in self._groups(sample, pixel_m):
-            counted = confusion(np.where(where, truth, np.uint8(IGNORED)), said, len(self._names))
-            self._counted[condition, group] += counted
-
-    def _groups(
+    def _found(
         self, sample: Sample, pixel_m: float
     ) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
         slope = self._slope_of(sample, pixel_m)
@@ -118,6 +110,32 @@ class Conditions:
             return slope
         return None if self._slope is None else self._band(sample, self._slope)
 
+
+class ByCondition:
+    """Pixels by true and mapped class, in each group of each condition."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: class names by number, background first.
+        """
+        self._names = list(names)
+        self._counted: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
+
+    def add(
+        self, groups: Groups, truth: npt.NDArray[np.uint8], said: npt.NDArray[np.uint8]
+    ) -> None:
+        """Add a slice.
+
+        Args:
+            groups: of its pixels.
+            truth: class numbers (height, width), 255 where ignored or counted before.
+            said: mapped class numbers (height, width).
+        """
+        for key, where in groups.items():
+            counted = confusion(np.where(where, truth, np.uint8(IGNORED)), said, len(self._names))
+            self._counted[key] = self._counted.get(key, 0) + counted
+
     def scores(self) -> dict[str, dict[str, Scores]]:
         """Scores by condition, group and class name, as `metrics.scores` gives them.
 
@@ -134,6 +152,48 @@ class Conditions:
                 }
             result.setdefault(condition, {})[group] = found
         return result
+
+
+def write_table(path: Path, conditions: Mapping[str, Mapping[str, Scores]]) -> None:
+    """Write scores by condition as CSV: a row for each group and class."""
+    keys = "iou precision recall dice pixels".split()
+    with whole_file(path) as beside, beside.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["condition", "group", "class", *keys])
+        for condition, groups in conditions.items():
+            for group, found in groups.items():
+                for name, values in found.items():
+                    writer.writerow([condition, group, name, *(values.get(k, "") for k in keys)])
+
+
+def as_rows(
+    conditions: Mapping[str, Mapping[str, Scores]], classes: Sequence[str]
+) -> list[list[str]]:
+    """Scores by condition for people: the head, and a row for each group.
+
+    A cell has the class's IoU, or recall where that is all there is, and how much of the class lies
+    in the group: a low score of a thousandth of the ice is no news.
+    """
+    rows = [["condition", "group", *(f"{name}: IoU (share of it)" for name in classes)]]
+    for condition, groups in conditions.items():
+        for group, found in groups.items():
+            cells = [
+                _cell(found[name], [of.get(name, {}) for of in groups.values()])
+                if name in found
+                else ""
+                for name in classes
+            ]
+            rows.append([condition, group, *cells])
+    return rows
+
+
+def _cell(values: Mapping[str, Score], of_all: Sequence[Mapping[str, Score]]) -> str:
+    kind = "iou" if "iou" in values else "recall"
+    score = values[kind]
+    shown = score if isinstance(score, str) else f"{score:.3f}"
+    total = sum(float(of["pixels"]) for of in of_all if "pixels" in of)
+    share = f"{float(values['pixels']) / total:.1%}" if total else "none"
+    return f"{'recall ' if kind == 'recall' else ''}{shown} ({share})"
 
 
 def _darkest(dataset: Dataset, band: str) -> dict[str, float]:

@@ -15,8 +15,10 @@ from glacier_core.dataset.loading import SceneBands, class_numbers, read_channel
 from glacier_core.dataset.slicing import SlicedScene
 from glacier_core.files import whole_file, whole_folder
 from glacier_core.model import figures
+from glacier_core.model.conditions import BY_CONDITION, as_rows
 from glacier_core.model.metrics import Score
-from glacier_core.model.pooling import SCORES, TABLE, Pooled, TestSlice, load_prediction
+from glacier_core.model.pooling import SCORES, TABLE, Pooled, TestSlice
+from glacier_core.model.predictions import load_prediction
 from glacier_core.model.tracking import STORE_ERRORS, log_crossvalidation
 from glacier_core.settings import SPLITS
 
@@ -94,6 +96,7 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
         *_scores(mean),
         "",
         *_together(scores),
+        *_hard(scores),
         *_steps(scores, made.project.params.outlines.min_area_km2),
         "## By fold",
         "",
@@ -171,6 +174,20 @@ def _together(scores: dict[str, Any]) -> list[str]:
         "## All seeds together",
         "",
         "Their probabilities averaged, as `glacier map --model A --model B` does.",
+        "",
+        *_table(head, rows),
+        "",
+    ]
+
+
+def _hard(scores: dict[str, Any]) -> list[str]:
+    """Scores by what makes ground hard."""
+    head, *rows = as_rows(scores["conditions"], _ice(scores["mean"]))
+    return [
+        "## Hard ground",
+        "",
+        "Mean over seeds. A part's size is that of the true ice, of which there is only a recall; parts "
+        "that a slice cuts off have none.",
         "",
         *_table(head, rows),
         "",
@@ -301,7 +318,7 @@ def _log(made: CrossValidation, pooled: Pooled) -> None:
             training = made.training(fold, seed)
             own = scores["by_fold"][fold.name]["by_seed"][str(seed)]
             trainings.append((made.within(fold, seed), training, _metrics(own)))
-    files = [made.folder / name for name in (REPORT, SCORES, TABLE, FIGURES)]
+    files = [made.folder / name for name in (REPORT, SCORES, TABLE, BY_CONDITION, FIGURES)]
     try:
         log_crossvalidation(
             made.project, made.name, tags, _metrics(scores["mean"]), trainings, files

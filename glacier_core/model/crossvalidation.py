@@ -21,20 +21,20 @@ import yaml
 from tqdm import tqdm
 
 from glacier_core.config import Project, check, read_yaml
-from glacier_core.dataset.blocks import RECORD, Block, footprints_of, pixel_m, write_blocks
+from glacier_core.dataset.blocks import RECORD, Block, write_blocks
 from glacier_core.dataset.folds import Fold, as_regions, plan_folds
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.errors import InputError
-from glacier_core.files import whole_file, whole_folder, write_json
+from glacier_core.files import whole_file, write_json
 from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.beginning import describe
 from glacier_core.model.crossreport import write_report
 from glacier_core.model.ensemble import Ensemble
 from glacier_core.model.opening import open_model
-from glacier_core.model.pooling import MADE, Pooled, pool, save_prediction
+from glacier_core.model.pooling import Pooled, pool
+from glacier_core.model.predictions import FORMAT, MADE, write_predictions
 from glacier_core.model.predictor import DESCRIPTION, Predictor
-from glacier_core.model.scoring import predict_split
 from glacier_core.model.starting import start_of
 from glacier_core.model.tracking import RunLogger, Within
 from glacier_core.model.training import train
@@ -164,6 +164,7 @@ class CrossValidation:
         project = self.project
         content = {
             "version": version("glacier-mapping"),
+            "format": FORMAT,
             "slices": self._slices,
             "fold": self._splits(fold, seed),
             "ground": {name: ground.wkt for name, ground in self.plan.ground.items()},
@@ -289,33 +290,15 @@ class CrossValidation:
         return Within(self.project, self.name, f"{self.name} {fold.name} seed {seed}", tags)
 
     def _predict(self, child: FoldProject, dataset: Dataset, fold: Fold, seed: int) -> None:
-        conf, shapes = child.train, footprints_of(dataset)
+        conf = child.train
         predictor = Predictor.load(child.run_folder / "models", conf.device, conf.precision)
         ensemble = Ensemble([(str(child.run_folder), predictor)], symmetries=self.symmetries)
-        slices = []
-        total = len(dataset.splits["test"])
-        with whole_folder(self.predictions(fold, seed)) as folder:
-            for sample, truth, probability in tqdm(
-                predict_split(ensemble, dataset, "test"),
-                total=total, desc="predict", disable=None, leave=False,
-            ):  # fmt: skip
-                file = f"slice_{sample.scene}_{sample.k}.npz"
-                save_prediction(folder / file, truth, probability)
-                slices.append({
-                    "file": file, "scene": sample.scene, "k": sample.k,
-                    "row": sample.row, "col": sample.col,
-                    "height": sample.height, "width": sample.width,
-                    "piece": self.plan.pieces[sample.scene, sample.k],
-                    "pixel_m": pixel_m(sample, shapes[sample.scene, sample.k]),
-                })  # fmt: skip
-            write_json(folder / MADE, {
-                "fingerprint": self.fingerprint(fold, seed),
-                "training": predictor.description.training,
-                "classes": dataset.class_names,
-                "leaky": dataset.leaky,
-                "ground": {split: _ground(dataset, split) for split in SPLITS},
-                "slices": slices,
-            })  # fmt: skip
+        follows_from = {
+            "fingerprint": self.fingerprint(fold, seed),
+            "training": predictor.description.training,
+        }
+        folder = self.predictions(fold, seed)
+        write_predictions(folder, ensemble, dataset, self.plan.pieces, follows_from)
 
     def training(self, fold: Fold, seed: int) -> str:
         """Fingerprint of the training whose predictions are there."""
@@ -389,12 +372,3 @@ def crossvalidate(
 def _digest(path: Path) -> bytes:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
-
-
-def _ground(dataset: Dataset, split: str) -> dict[str, Any]:
-    samples = dataset.splits[split]
-    return {
-        "slices": len(samples),
-        "scenes": sorted({sample.scene for sample in samples}),
-        "blocks": sorted({sample.block for sample in samples}),
-    }

@@ -22,7 +22,7 @@ from glacier_core.model import figures
 from glacier_core.model.baselines import IndexThreshold, PixelForest
 from glacier_core.model.bootstrap import units_needed
 from glacier_core.model.comparison import judged_slices, units_of
-from glacier_core.model.conditions import Conditions, Scores
+from glacier_core.model.conditions import BY_CONDITION, ByCondition, Conditions, write_table
 from glacier_core.model.judging import Judged
 from glacier_core.model.metrics import UNDEFINED, PrecisionRecall, Score, confusion, scores
 from glacier_core.model.predictor import Predictor
@@ -114,7 +114,8 @@ def evaluate(project: Project) -> dict[str, Any]:
         tallies["threshold"] = _Tally(len(names))
     curves = {name: PrecisionRecall() for name in dataset.classes}
     judged = Judged(names)
-    ground, conditions = _Ground(dataset, project.params.promotion.confidence), Conditions(dataset)
+    ground = _Ground(dataset, project.params.promotion.confidence)
+    conditions, by_condition = Conditions(dataset), ByCondition(names)
     with whole_folder(project.evaluation_folder) as folder:
         (folder / "figures").mkdir()
         slices = predict_split(predictor, dataset, "test")
@@ -127,7 +128,7 @@ def evaluate(project: Project) -> dict[str, Any]:
             tallies["unet"].add(sample.scene, truth, said)
             pixel_m = ground.pixel_m(sample)
             judged.add(ground.unit(sample), truth, probability, pixel_m)
-            conditions.add(sample, truth, said, pixel_m)
+            by_condition.add(conditions.groups(sample, pixel_m), truth, said)
             tallies["forest"].add(sample.scene, truth, forest.predict(dataset, "test", sample))
             if rule is not None:
                 tallies["threshold"].add(sample.scene, truth, rule.predict(dataset, "test", sample))
@@ -148,7 +149,7 @@ def evaluate(project: Project) -> dict[str, Any]:
         metrics["intervals"] = {"units": ground.kind} | _add_judged(
             metrics["unet"], judged, project.params.promotion, seed
         )
-        metrics["conditions"] = conditions.scores()
+        metrics["conditions"] = by_condition.scores()
         metrics["protocol"] = {
             "training": predictor.description.training,
             "split": project.postprocess.split,
@@ -157,7 +158,8 @@ def evaluate(project: Project) -> dict[str, Any]:
             "test_blocks": len({sample.block for sample in dataset.splits["test"]}),
             "threshold_rule": rule.rule if rule else UNDEFINED,
         }
-        _write(folder, tallies, curves, metrics["conditions"], names)
+        _write(folder, tallies, curves, names)
+        write_table(folder / BY_CONDITION, metrics["conditions"])
         _draw(folder / "figures", tallies, curves, judged, metrics, names, models / HISTORY)
         write_json(folder / METRICS, metrics)
     logger.info("\n%s", table(metrics))
@@ -208,7 +210,6 @@ def _write(
     folder: Path,
     tallies: dict[str, _Tally],
     curves: dict[str, PrecisionRecall],
-    conditions: dict[str, dict[str, Scores]],
     names: list[str],
 ) -> None:
     def rows(file: str, head: list[str], content: list[list[object]]) -> None:
@@ -225,17 +226,6 @@ def _write(
                     shown = [values[key] for key in ("iou", "precision", "recall", "dice")]
                     by_scene.append([method, scene, name, *shown, values["pixels"]])
     rows("by_scene.csv", "method scene class iou precision recall dice pixels".split(), by_scene)
-    keys = "iou precision recall dice pixels".split()
-    rows(
-        "by_condition.csv",
-        ["condition", "group", "class", *keys],
-        [
-            [condition, group, name, *(values.get(key, "") for key in keys)]
-            for condition, groups in conditions.items()
-            for group, found in groups.items()
-            for name, values in found.items()
-        ],
-    )
     rows(
         "confusion.csv",
         ["method", "actual", "predicted", "pixels"],

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.files import whole_file, write_json
 from glacier_core.model import judging
+from glacier_core.model.conditions import BY_CONDITION, ByCondition, Scores, write_table
 from glacier_core.model.judging import Judged
 from glacier_core.model.metrics import UNDEFINED, Score
+from glacier_core.model.predictions import MADE, load_groups, load_prediction
 from glacier_core.model.steps import StepGains
 from glacier_core.raster.grid import Window, first_cover
 
@@ -29,13 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MADE = "made.json"
-"""Beside the predictions of a fold and seed: what they follow from, and where each slice lies."""
-
 SCORES, TABLE = "scores.json", "scores.csv"
-
-# Probabilities are stored as v / 255, as in the maps.
-_STEPS = 255
 
 Summary = dict[str, dict[str, Any]]
 """By class, and for all of them, each score: see `Judged.summary`."""
@@ -77,39 +73,11 @@ class Pooled:
     worst: list[TestSlice]
 
 
-def save_prediction(
-    path: Path, truth: npt.NDArray[np.uint8], probability: npt.NDArray[np.float32]
-) -> None:
-    """Write what a model says of a slice beside its labels, compressed.
-
-    The `.npz` holds uint8 arrays: `classes` (height, width), the most likely class of each pixel;
-    `probabilities` (classes, height, width), v / 255; `truth` (height, width), 255 ignored.
-    """
-    np.savez_compressed(
-        path,
-        classes=probability.argmax(axis=0).astype(np.uint8),
-        probabilities=np.rint(probability * _STEPS).astype(np.uint8),
-        truth=truth,
-    )
-
-
-def load_prediction(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """True class numbers (height, width), 255 ignored, and probabilities (classes, height, width)."""
-    with np.load(path) as file:
-        truth, classes, stored = file["truth"], file["classes"], file["probabilities"]
-    probability = stored.astype(np.float32) / _STEPS
-    # Two classes may be stored as equally likely: the one that was more so stays first.
-    chosen = classes[None] == np.arange(len(stored))[:, None, None]
-    tied = (stored == stored.max(axis=0)).sum(axis=0) > 1
-    probability[chosen & tied] += 0.5 / _STEPS
-    return truth, probability
-
-
 def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
     """Score the test ground of all folds together, for each seed, and each fold by itself.
 
     Every valid pixel of every fold's test ground counts once, in the first fold that shows it.
-    Writes `scores.json` and `scores.csv`.
+    Writes `scores.json`, `scores.csv` and `by_condition.csv`.
 
     Args:
         made: with the predictions of all folds.
@@ -134,9 +102,11 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
     total = sum(len(one["slices"]) for of_seed in content.values() for one in of_seed.values())
     bar = tqdm(total=total, desc="scores", disable=None)
     together = _Together(names) if len(seeds) > 1 and not made.plan.leaky else None
+    by_condition: list[dict[str, dict[str, Scores]]] = []
     steps = StepGains(names, made.project.params.outlines.min_area_km2)
     for seed in seeds:
         pooled, once = Judged(names), _once(list(content[seed].values()))
+        hard = ByCondition(names)
         for fold in made.plan.folds:
             own = Judged(names)
             for entry in content[seed][fold.name]["slices"]:
@@ -145,11 +115,13 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
                 truth = np.where(next(once[entry["scene"]]), truth, np.uint8(IGNORED))
                 for judged in (pooled, own):
                     judged.add(entry["piece"], truth, probability, entry["pixel_m"])
+                said = probability.argmax(axis=0).astype(np.uint8)
+                hard.add(load_groups(path), truth, said)
                 valid = truth != IGNORED
                 if valid.any():
                     key = (fold.name, entry["scene"], entry["k"])
                     found = slices.setdefault(key, TestSlice(*key))
-                    wrong = probability.argmax(axis=0)[valid] != truth[valid]
+                    wrong = said[valid] != truth[valid]
                     found.wrong[seed], found.files[seed] = float(wrong.mean()), path
                 if together is not None and seed == seeds[-1]:
                     others = [made.predictions(fold, s) / entry["file"] for s in seeds[:-1]]
@@ -162,6 +134,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             with _without_warnings():  # of a fold, few pieces are no surprise
                 by_fold[fold.name][seed] = summary(own)
         by_seed[seed] = summary(pooled)
+        by_condition.append(hard.scores())
     bar.close()
     tested = {
         (e["scene"], e["k"]) for of_fold in content[seeds[0]].values() for e in of_fold["slices"]
@@ -192,6 +165,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
             for fold, found in by_fold.items()
         },
     }
+    result["conditions"] = _mean_conditions(by_condition)
     result["steps"] = steps.result()
     if together is not None:
         result["together"] = summary(together.all)
@@ -200,6 +174,7 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
                 result["by_fold"][name]["together"] = summary(own)
     write_json(made.folder / SCORES, result)
     _write_table(made.folder / TABLE, result)
+    write_table(made.folder / BY_CONDITION, result["conditions"])
     worst = sorted(slices.values(), key=lambda one: (-one.share_wrong, one.fold, one.scene, one.k))
     return Pooled(made.folder, result, worst)
 
@@ -267,6 +242,27 @@ def _over_seeds(summaries: Sequence[Summary]) -> Summary:
                 "spread": statistics.stdev(values) if several else UNDEFINED,
             }
     return result
+
+
+def _mean_conditions(
+    found: Sequence[dict[str, dict[str, Scores]]],
+) -> dict[str, dict[str, Scores]]:
+    """Of each score by condition, the mean over seeds; of groups that each of them has."""
+    mean: dict[str, dict[str, Scores]] = {}
+    for condition, groups in found[0].items():
+        for group, by_class in groups.items():
+            if any(group not in one.get(condition, {}) for one in found):
+                continue
+            mean.setdefault(condition, {})[group] = {
+                name: {
+                    key: value
+                    if key == "pixels"
+                    else _mean([one[condition][group][name][key] for one in found])
+                    for key, value in values.items()
+                }
+                for name, values in by_class.items()
+            }
+    return mean
 
 
 def _mean(values: Sequence[Score]) -> Score:
