@@ -26,7 +26,7 @@ from glacier_core.raster.scene import NO_VALUE, Scene
 from glacier_core.raster.sun import Sun
 
 SHAPE = (90, 110)
-BANDS = ["blue", "green", "red", "nir", "swir16", "lwir", "elevation"]
+BANDS = ["blue", "green", "red", "nir", "swir16", "swir22", "lwir", "elevation"]
 SUN = Sun(151.2, 38.4)
 Layer = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ def stacked(
     """A scene of reflective bands, temperatures and heights, some of them given."""
     random = np.random.default_rng(1)
     values = dict.fromkeys(BANDS, 0.0) | {
-        name: random.uniform(0.02, 0.8, shape) for name in BANDS[:5]
+        name: random.uniform(0.02, 0.8, shape) for name in BANDS[:6]
     }
     values |= {"elevation": hills(shape=shape), "lwir": random.uniform(250, 290, shape)} | layers
     content = np.stack([np.broadcast_to(np.float32(v), shape) for v in values.values()])
@@ -75,6 +75,25 @@ def test_indices_are_of_the_bands_that_go_by_these_names(tmp_path: Path) -> None
     }  # fmt: skip
     for name, value in expected.items():
         np.testing.assert_allclose(channel(path, name), value, rtol=1e-5, err_msg=name)
+
+
+def test_the_tasselled_cap_stands_on_the_plane_of_soils_and_plants(tmp_path: Path) -> None:
+    def at(**bands: float) -> dict[str, float]:
+        path = stacked(tmp_path / "s.tif", **bands)
+        names = ("cap_brightness", "cap_greenness", "cap_wetness")
+        return {name[4:]: float(channel(path, name)[0, 0]) for name in names}
+
+    # Typical reflectance: of blue, green, red, near infrared and both short waves.
+    snow = at(blue=0.85, green=0.85, red=0.83, nir=0.75, swir16=0.08, swir22=0.06)
+    grass = at(blue=0.03, green=0.06, red=0.03, nir=0.45, swir16=0.18, swir22=0.08)
+    rock = at(blue=0.10, green=0.13, red=0.16, nir=0.20, swir16=0.26, swir22=0.24)
+    assert snow["brightness"] > 2 * grass["brightness"] > 0
+    assert grass["greenness"] > 0.2 > 0 > max(rock["greenness"], snow["greenness"])
+    assert snow["wetness"] > 0.4 > 0 > grass["wetness"] > rock["wetness"]
+    # The three axes are at right angles, and as long as one.
+    whole = [at(**dict.fromkeys(BANDS[:6], 0.0) | {band: 1.0}) for band in BANDS[:6]]
+    axes = np.array([list(one.values()) for one in whole])
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["ndsi", "red_swir"])
@@ -436,7 +455,7 @@ def test_so_it_is_where_pixels_are_far_from_square(
 
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_lacks_a_band_lacks_the_channel_and_no_more(tmp_path: Path, name: str) -> None:
-    needs = {"swir1": "swir16", "thermal": "lwir"}
+    needs = {"swir1": "swir16", "swir2": "swir22", "thermal": "lwir"}
     bands = [needs.get(need, need) for need in DERIVED[name].needs]
     gap = np.zeros(SHAPE, dtype=bool)
     gap[30:40, 50:70] = True

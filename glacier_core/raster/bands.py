@@ -27,6 +27,7 @@ _COMMON = {
     "red": ("B3", "red", "SR_B4_red", "S2_B04_red", "SR_B4"),
     "nir": ("B4", "nir08", "nir", "S2_B08_nir", "SR_B5"),
     "swir1": ("B5", "swir16", "SR_B6_swir1", "S2_SWIR1", "SR_B6"),
+    "swir2": ("B7", "swir22", "SR_B7_swir2", "S2_SWIR2", "SR_B7"),
     "thermal": ("B6_VCID_1", "lwir", "lwir11", "ST_B10_thermal", "L8_TIRS_DN", "ST_B6", "ST_B10"),
     "elevation": ("elevation", "elevation_m"),
 }

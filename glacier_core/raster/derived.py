@@ -2,7 +2,7 @@
 
 What they say depends neither on the region nor on the sensor's units, so that a network that learned
 in one place may be asked in another: spectral ones are ratios, terrain is relative to what lies around
-it, and temperature to what the height explains.
+it, and temperature to what the height explains. The tasselled cap alone is of reflectance.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ _SMOOTHED_M = 50.0
 _FLAT = 1e-4  # square of a gradient that has no direction to speak of, 0.6 degrees
 _MOST_LOG = 4.0  # of a ratio: a factor of 55, which only shadow and noise exceed
 _MOST_CURVED = 3.0
+# Crist 1985, for reflectance: of an empirical plane that soils and plants of a place lie in.
+_CAP_BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
+_CAP = {
+    "cap_brightness": (0.2043, 0.4158, 0.5524, 0.5741, 0.3124, 0.2303),
+    "cap_greenness": (-0.1603, -0.2819, -0.4934, 0.7940, -0.0002, -0.1446),
+    "cap_wetness": (0.0315, 0.2021, 0.3102, 0.1594, -0.6806, -0.6109),
+}
 _MOST_SPREADS = 4.0
 _SMALLEST_SPREAD = 1e-3  # of a temperature, as a share of it: a third of a kelvin
 SCALES_M = (100, 250, 500, 1000, 2000)
@@ -121,6 +128,15 @@ def _ratio(ground: Ground, first: str, second: str) -> Pixels:
     found = np.where(np.isfinite(a + b), np.float32(1), np.float32(np.nan))
     np.divide(a, b, out=found, where=(a > 0) & (b > 0))
     return np.clip(np.log(found), -_MOST_LOG, _MOST_LOG)
+
+
+def _cap(ground: Ground, weights: Sequence[float]) -> Pixels:
+    """A component of the tasselled cap (Crist 1985), in the unit of the bands."""
+    first, *others = (
+        np.float32(weight) * ground.bands[name]
+        for name, weight in zip(_CAP_BANDS, weights, strict=True)
+    )
+    return sum(others, start=first)
 
 
 def _steepness(ground: Ground, metres: float) -> Pixels:
@@ -231,6 +247,10 @@ DERIVED: dict[str, Derivation] = {
     "nir_swir": Derivation(("nir", "swir1"), 0, partial(_ratio, first="nir", second="swir1")),
     "red_swir": Derivation(("red", "swir1"), 0, partial(_ratio, first="red", second="swir1")),
     "blue_red": Derivation(("blue", "red"), 0, partial(_ratio, first="blue", second="red")),
+    **{
+        name: Derivation(_CAP_BANDS, 0, partial(_cap, weights=weights))
+        for name, weights in _CAP.items()
+    },
     "steepness": Derivation(("elevation",), 1, partial(_steepness, metres=0)),
     "steepness_100m": Derivation(("elevation",), 100, partial(_steepness, metres=100)),
     "eastness": Derivation(("elevation",), 1, partial(_facing, direction=0)),
