@@ -514,6 +514,7 @@ def test_a_raster_without_a_place_has_indices_and_no_terrain(tmp_path: Path) -> 
 # --- through the pipeline --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_derived_channels_go_from_slices_to_the_map(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     channels = ["B2", "ndsi", "steepness", "position_500m"]

@@ -1121,6 +1121,7 @@ def test_a_file_in_place_of_the_folder_is_refused(place: Workplace) -> None:
 ROOM = [500, 20_000, 1_048_900]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOM)
 def test_the_real_command_without_room_says_so_in_one_line_and_leaves_nothing(
     place: Workplace, room: int

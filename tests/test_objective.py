@@ -127,6 +127,7 @@ def test_every_variant_learns_and_what_is_kept_scores_what_history_says(
     assert np.mean(ious) == pytest.approx(best, abs=0.1)
 
 
+@pytest.mark.slow
 def test_all_variants_at_once_through_the_command_line(make: Make) -> None:
     params, conf = VARIANTS["all, averaged, coarse"]
     project = make({**LEARNING, **params}, conf)

@@ -275,6 +275,7 @@ def test_a_store_that_is_away_is_no_missing_model(
     assert "refused" in str(caught.value) or "No such file" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_where_mlflow_is_away_and_works_when_it_is_back(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_nothing_but_the_lock_is_new_to_git(done: tuple[Path, str]) -> None:
     assert run(done[0], "git", "status", "--porcelain").split() == ["??", "dvc.lock"]
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
     before = outputs(again)
     run(again, "dvc", "repro", "--force")
@@ -97,7 +98,11 @@ def test_the_same_inputs_give_the_same_outputs(again: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"train": {"learning_rate": 0.001}}, {"train", "evaluate", "register", *MAPPING}),
+        pytest.param(
+            {"train": {"learning_rate": 0.001}},
+            {"train", "evaluate", "register", *MAPPING},
+            marks=pytest.mark.slow,
+        ),
         # After two epochs, the network finds no glacier: an outline drawn anew is the same.
         ({"outlines": {"correlation_m": 200}}, {"outlines@LE07_SIM03_20101106"}),
         # The threshold drops no slice here: what was made from equal slices stays as it is.
@@ -112,6 +117,7 @@ def test_a_changed_number_reruns_only_what_depends_on_it(
     assert set(stages(run(again, "dvc", "repro"))) == expected
 
 
+@pytest.mark.slow
 def test_a_new_scene_runs_its_own_stages_and_the_joint_ones(again: Path) -> None:
     first, entry = next(iter(scenes(again).items()))
     (again / "data/raw/more").mkdir()
@@ -124,6 +130,7 @@ def test_a_new_scene_runs_its_own_stages_and_the_joint_ones(again: Path) -> None
     assert first in scenes(again)
 
 
+@pytest.mark.slow
 def test_an_experiment_with_another_number_is_seen_in_mlflow(again: Path) -> None:
     run(again, "git", "add", "-A")
     run(
@@ -157,6 +164,7 @@ def test_metrics_and_plots_are_shown_without_a_network(done: tuple[Path, str]) -
     assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']?https?:", page)
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_gets_raw_data_masks_and_slices_from_the_remote(
     again: Path, tmp_path: Path
 ) -> None:

@@ -894,6 +894,7 @@ def test_a_promotion_stopped_after_the_crown_only_tidies_up(
 # --- one at a time, and services away --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_promotion_says_who_is_at_work_and_that_it_waited(
     project: Project, versions: dict[str, str]
 ) -> None:
@@ -925,6 +926,7 @@ def test_a_second_promotion_says_who_is_at_work_and_that_it_waited(
     assert not place.with_suffix(".json").exists()
 
 
+@pytest.mark.slow
 def test_of_two_at_once_the_second_waits_and_finds_the_new_champion(
     project: Project, versions: dict[str, str]
 ) -> None:
@@ -944,6 +946,7 @@ def test_of_two_at_once_the_second_waits_and_finds_the_new_champion(
     assert aliases_of(project) == {"champion": "2", "previous": "1"}
 
 
+@pytest.mark.slow
 def test_a_registration_waits_for_a_decision_and_keeps_its_alias(
     project: Project, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
 ) -> None:
@@ -1026,6 +1029,7 @@ def test_mlflow_that_goes_away_after_the_comparison_is_a_service_that_is_away(
 # --- the command line ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_promotes_rolls_back_and_refuses(
     project: Project, versions: dict[str, str]
 ) -> None:

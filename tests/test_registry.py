@@ -403,6 +403,7 @@ def test_an_mlflow_server_that_is_killed_in_a_training_gets_all_of_it_afterwards
     assert len(client.search_runs([client.get_experiment_by_name("glacier").experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_model_and_the_next_registration_is_complete(
     project: Project,
 ) -> None:
@@ -517,6 +518,7 @@ def test_a_registration_stopped_before_its_alias_is_mended_by_the_next(
     assert (registration.version, registration.alias) == ("1", "champion")
 
 
+@pytest.mark.slow
 def test_of_two_registrations_at_once_one_makes_the_version(project: Project) -> None:
     register(project)
     train(untrained(with_params(project, learning_rate=0.03)))
