@@ -229,6 +229,11 @@ class Project:
         return self.root / "data/slices" / scene_id
 
     @property
+    def store_root(self) -> Path:
+        """Where MLflow's store lies, where nothing else names one."""
+        return self.root
+
+    @property
     def dataset_folder(self) -> Path:
         return self.root / "data/dataset"
 

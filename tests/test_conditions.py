@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from small_dataset import CHANNELS, HEIGHT, SPLIT_OF, WIDTH, build
@@ -24,6 +26,7 @@ from glacier_core.model.conditions import (
     STEEPNESS,
     ByCondition,
     Conditions,
+    _part_areas,
     as_rows,
 )
 from glacier_core.model.metrics import confusion, scores
@@ -165,11 +168,9 @@ def test_parts_of_ice_are_grouped_by_their_size(project: Project, found: dict[st
     smaller = int((truths["LE07_R_20001025"] == 1).sum()) - 9
     larger = int((truths["LE07_S_20001025"] == 1).sum())
     assert smaller * 0.0009 < 1 < larger * 0.0009
-    assert groups["0.1 to 1 km2"]["clean_ice"]["pixels"] == smaller
     assert groups["1 km2 or more"]["clean_ice"]["pixels"] == larger
-    assert groups["0.1 to 1 km2"]["debris"]["pixels"] == sum(
-        int((truth == 2).sum()) for truth in truths.values()
-    )
+    # What goes on under the gap may be of any size, unless what is seen of it is large.
+    assert {groups["0.1 to 1 km2"][name]["pixels"] for name in NAMES[1:]} == {0}
 
 
 def test_ice_cut_off_by_the_slice_has_no_size_but_large_is_large(project: Project) -> None:
@@ -219,4 +220,48 @@ def test_a_table_says_how_much_of_a_class_a_score_is_of(found: dict[str, Any]) -
     assert row[2] == f"{iou:.3f} ({share / sum(pixels.values()):.1%})"
     [row] = [row for row in rows if row[:2] == [SIZE, "below 0.1 km2"]]
     assert row[2].startswith("recall ")
-    assert row[3] == "recall undefined (0.0%)"
+    assert row[3] == "recall undefined (none)"
+
+
+def test_bands_are_taken_in_their_unit(tmp_path: Path) -> None:
+    """Reflectance of Collection 2 and heights in decimetres, as integers."""
+    build(tmp_path)
+    rise = np.tan(np.radians(15)) * PIXEL
+    heights = np.broadcast_to(10 * (4000 + rise * np.arange(WIDTH)), (HEIGHT, WIDTH))
+    random = np.random.default_rng(0)
+    for path in (tmp_path / "data/raw/scenes").glob("*.tif"):
+        with rasterio.open(path) as file:
+            profile, names = file.profile, file.descriptions
+        layers = [
+            heights if name == "elevation" else np.full((HEIGHT, WIDTH), (value + 0.2) / 2.75e-5)
+            for name, value in zip(names, (0.3, 0.3, 0.3, 0.05, 0.0), strict=True)
+        ]
+        content = np.round(np.stack(layers)).astype(np.uint16)
+        content[0] += random.integers(0, 50, (HEIGHT, WIDTH), np.uint16)
+        with rasterio.open(path, "w", **(profile | {"dtype": "uint16", "nodata": 0})) as file:
+            file.write(content)
+            file.descriptions = names
+            file.scales, file.offsets = (2.75e-5,) * 4 + (0.1,), (-0.2,) * 4 + (0.0,)
+    project = Project(tmp_path)
+    for name in SPLIT_OF:
+        slice_scene(project, name)
+    postprocess(project)
+    dataset = Dataset.open(project.dataset_folder)
+    [sample, *_] = dataset.splits["test"]
+    groups = Conditions(dataset).groups(sample, PIXEL)
+    valid = dataset.label("test", sample) != 255
+    assert groups[SNOW, "snow or clean ice"][valid].all()
+    assert groups[STEEPNESS, "below 30 degrees"][valid].all()
+
+
+def test_a_glacier_under_gaps_is_not_many_small_ones() -> None:
+    ice = np.zeros((80, 80), bool)
+    ice[15:65, 15:65] = True
+    seen = np.ones_like(ice)
+    assert np.unique(_part_areas(ice, seen, PIXEL)[ice]) == pytest.approx([2.25])
+    seen[::8] = seen[1::8] = False
+    held = ice & seen
+    assert np.isnan(_part_areas(held, seen, PIXEL)[held]).all()
+    small = np.zeros_like(ice)
+    small[3:7, 2:70] = True  # between two gaps, away from both
+    assert _part_areas(small, seen, PIXEL)[3, 3] == pytest.approx(4 * 68 * 0.0009)

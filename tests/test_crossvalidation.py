@@ -34,8 +34,10 @@ from glacier_core.labels.metadata import read_metadata, write_metadata
 from glacier_core.model import crossvalidation
 from glacier_core.model.alone import one_at_a_time
 from glacier_core.model.crossvalidation import CrossValidation, crossvalidate
+from glacier_core.model.evaluation import evaluate
 from glacier_core.model.predictions import load_prediction
 from glacier_core.model.predictor import WEIGHTS
+from glacier_core.model.registry import register
 from glacier_core.model.training import _Trainer, train
 
 P, Q, R, S = SCENES = [f"LE07_{letter}_20001025" for letter in "PQRS"]
@@ -296,6 +298,45 @@ def test_other_weights_to_begin_with_make_other_predictions(
     shutil.rmtree(root / "start")
     with pytest.raises(InputError, match="start: no such folder"):
         fingerprint()
+
+
+def test_a_report_says_whether_the_weights_to_begin_with_know_the_answers(
+    measured: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
+    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
+    shutil.copytree(models, root / "start")
+    edit_yaml(root / "conf/train.yaml", start_from="start")
+    status, _, stderr = said(root, monkeypatch, "--by", "scenes", "--test", Q, "--seeds", "1")
+    assert status == 2
+    assert "was trained on ground of the test split" in stderr
+    description = json.loads((root / "start/model.json").read_text())
+    (root / "start/model.json").write_text(json.dumps(description | {"blocks": None}))
+    crossvalidate(Project(root), by="scenes", testing=[Q], seeds=[1], name="unknown")
+    report = (folder(root, "unknown") / "report.md").read_text()
+    assert "do not say on which ground they learned" in report
+
+
+@pytest.mark.slow
+def test_folds_begin_with_a_registered_model_of_the_project(
+    measured: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Its store is that of the project around them."""
+    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
+    assigned = {P: "train", Q: "dev", S: "train", R: "test"}
+    merge_yaml(root / "conf/postprocess.yaml", {"split": "scenes", "assign": assigned})
+    project = Project(root)
+    postprocess(project)
+    train(project)
+    evaluate(project)
+    register(project)
+    edit_yaml(root / "conf/train.yaml", start_from="models:/glacier-unet/1")
+    made, pooled = crossvalidate(
+        Project(root), by="scenes", testing=[R], seeds=[1], name="registered"
+    )
+    assert pooled is not None
+    report = (made.folder / "report.md").read_text()
+    assert "which know none of the ground that tests" in report
 
 
 def test_weights_to_begin_with_are_found_from_within_the_project(

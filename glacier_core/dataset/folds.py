@@ -163,6 +163,9 @@ def plan_folds(
         raise InputError(
             "no slice has enough valid pixels to train and test with (postprocess.min_valid_fraction)"
         )
+    shown = {record.scene for record, _ in pairs}
+    if empty := [name for name, held in (groups or {}).items() if shown.isdisjoint(held)]:
+        raise InputError(f"--groups: {', '.join(empty)}: no slice has enough valid pixels to test")
     candidates = [candidate_of(record, None, conf.classes, {}) for record, _ in pairs]
     shapes = gpd.GeoSeries([shape for _, shape in pairs], crs="EPSG:4326")
     blocks = assign(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +47,18 @@ class SceneBands:
         nodata: by band, the value that means unseen, or None.
         classes: names along the last axis of its labels.
         predicted: which model labelled it, above which confidence; None where people did.
+        units: scale and offset, by band, of those whose numbers are not in their unit.
     """
 
     bands: list[str]
     nodata: list[float | None]
     classes: list[str]
     predicted: str | None = None
+    units: dict[str, list[float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the keys of its JSON; without units where numbers are in them."""
+        return {key: value for key, value in asdict(self).items() if key != "units" or value}
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,12 @@ class Dataset:
         return read_channels(
             stored[: sample.height, : sample.width], scene, bands or self.channels, window
         )
+
+    def measured(self, split: str, sample: Sample, band: str) -> npt.NDArray[np.float32]:
+        """A stored band of a slice in its unit, float32 (height, width), NaN where unseen."""
+        values = self.image(split, sample, bands=[band])[..., 0]
+        scale, offset = self.scenes[sample.scene].units.get(band, (1.0, 0.0))
+        return values * np.float32(scale) + np.float32(offset)
 
     def label(
         self, split: str, sample: Sample, window: Window | None = None

@@ -226,9 +226,9 @@ def _link(
         "impute": conf.impute,
         "leaky": leaky,
         "scenes": {
-            scene.id: asdict(
-                SceneBands(scene.bands, scene.nodata, scene.classes, predicted.get(scene.id))
-            )
+            scene.id: SceneBands(
+                scene.bands, scene.nodata, scene.classes, predicted.get(scene.id), scene.units
+            ).to_json()
             for scene in scenes
         },
         "predicted_share": predicted_share(project, splits["train"], predicted),

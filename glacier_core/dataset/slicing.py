@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ class SlicedScene:
         used: channels in which a pixel must be seen not to be ignored.
         slices: one record a slice.
         footprints: their polygons (longitude, latitude).
+        units: scale and offset, by band, of those whose numbers are not in their unit.
     """
 
     id: str
@@ -118,6 +119,7 @@ class SlicedScene:
     used: list[str]
     slices: list[SliceRecord]
     footprints: list[Polygon]
+    units: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SlicedScene:
@@ -144,6 +146,8 @@ class SlicedScene:
             key: getattr(self, key)
             for key in ("id", "source", "date", "bands", "nodata", "classes", "used")
         }
+        if self.units:
+            head["units"] = self.units
         return {
             "type": "FeatureCollection",
             "name": "slices",
@@ -239,6 +243,7 @@ def slice_scene(project: Project, scene_id: str) -> SlicedScene:
                 used=used,
                 slices=records,
                 footprints=[footprint(grid, window) for window in windows],
+                units=scene.units,
             )
             (folder / "slices.geojson").write_text(json.dumps(result.to_geojson()))
     unseen = sum(record.img is None for record in records)

@@ -7,6 +7,7 @@ import json
 import logging
 
 from glacier_core.config import Project
+from glacier_core.dataset.blocks import ground_by_block
 from glacier_core.dataset.composition import balanced_weights
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.slicing import IGNORED
@@ -79,8 +80,18 @@ def describe(project: Project, dataset: Dataset, start: Start | None) -> ModelDe
         predicted_share=dataset.predicted_share,
         class_weights={name: weights[name] for name in dataset.class_names},
         started_from=start.name if start else None,
-        started_blocks=start.description.blocks if start else None,
+        blocks=_seen(dataset, start),
     )
+
+
+def _seen(dataset: Dataset, start: Start | None) -> dict[str, str]:
+    """Ground that a model of this dataset knows, by block, as WKT: what trains, what chooses, and
+    what the weights that it begins with say they have seen."""
+    before = (start.description.blocks or {}) if start else {}
+    grounds = ground_by_block(dataset, ("train", "dev"))
+    return {f"{name} (before)": wkt for name, wkt in before.items()} | {
+        name: ground.wkt for name, ground in grounds.items()
+    }
 
 
 def require_ice(dataset: Dataset, split: str) -> None:

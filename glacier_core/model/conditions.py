@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt
 
 from glacier_core.dataset.loading import Dataset, Sample
 from glacier_core.dataset.slicing import IGNORED
 from glacier_core.files import whole_file
 from glacier_core.model.metrics import Score, confusion, scores
+from glacier_core.model.steps import connected
 from glacier_core.raster.bands import SNOW_INDEX, find_common
 
 BY_CONDITION = "by_condition.csv"
@@ -45,9 +46,10 @@ class Conditions:
     - `snow`: snow index of green and short-wave infrared, above `SNOW_INDEX` or not. Where it is above, background
       is snow that could be taken for ice, and debris lies under snow.
     - `edge of what was seen`: within 5 pixels of one that is ignored, such as beside cloud, gaps and
-      the border.
+      fill. A scene without fill has no such edge at its border.
     - `part size`: of the true ice connected in a slice, by edges and corners, all classes together.
-      A part that the slice's edge cuts off has no size unless what is seen of it is large.
+      A part that the slice's edge or unseen ground cuts off has no size unless what is seen of it
+      is large.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -87,20 +89,20 @@ class Conditions:
             visible, infrared = (self._band(sample, name) for name in (self._green, self._infrared))
             snow = visible - infrared > SNOW_INDEX * np.abs(visible + infrared)
             yield SNOW, "snow or clean ice", snow
-            yield SNOW, "neither", ~snow
+            yield SNOW, "neither", ~snow & np.isfinite(visible + infrared)
         numbers = self._dataset.label("test", sample)
         seen = numbers != IGNORED
         near = np.zeros_like(seen) if seen.all() else distance_transform_edt(seen) <= _NEAR
         yield EDGE, f"within {_NEAR} pixels", near
         yield EDGE, "further away", ~near
-        areas = _part_areas(seen & (numbers > 0), pixel_m)
+        areas = _part_areas(seen & (numbers > 0), seen, pixel_m)
         yield SIZE, f"below {_SMALL_KM2} km2", areas < _SMALL_KM2
         middle = (areas >= _SMALL_KM2) & (areas < _LARGE_KM2)
         yield SIZE, f"{_SMALL_KM2} to {_LARGE_KM2:.0f} km2", middle
         yield SIZE, f"{_LARGE_KM2:.0f} km2 or more", areas >= _LARGE_KM2
 
     def _band(self, sample: Sample, name: str) -> npt.NDArray[np.float32]:
-        return self._dataset.image("test", sample, bands=[name])[..., 0]
+        return self._dataset.measured("test", sample, name)
 
     def _slope_of(self, sample: Sample, pixel_m: float) -> npt.NDArray[np.float32] | None:
         """Degrees (height, width), NaN where unknown; None where no band tells."""
@@ -202,7 +204,7 @@ def _darkest(dataset: Dataset, band: str) -> dict[str, float]:
     covers = dataset.counted_once("test")
     for sample, once in zip(dataset.splits["test"], covers, strict=True):
         valid = once & (dataset.label("test", sample) != IGNORED)
-        values = dataset.image("test", sample, bands=[band])[..., 0][valid]
+        values = dataset.measured("test", sample, band)[valid]
         found[sample.scene].append(values[np.isfinite(values)][::_EVERY])
     values_of = {scene: np.concatenate(parts) for scene, parts in found.items()}
     return {
@@ -211,17 +213,16 @@ def _darkest(dataset: Dataset, band: str) -> dict[str, float]:
     }
 
 
-def _part_areas(ice: npt.NDArray[np.bool_], pixel_m: float) -> npt.NDArray[np.float64]:
+def _part_areas(
+    ice: npt.NDArray[np.bool_], seen: npt.NDArray[np.bool_], pixel_m: float
+) -> npt.NDArray[np.float64]:
     """Square kilometres of the connected part that each pixel of ice belongs to (height, width).
 
-    NaN away from ice, and in parts cut off by the array's edge of which less than `_LARGE_KM2` is
-    here: nobody knows how large they are.
+    NaN away from ice, and in parts cut off by the array's edge or by unseen ground of which less
+    than `_LARGE_KM2` is here: nobody knows how large they are.
     """
-    numbers, _ = label(ice, structure=np.ones((3, 3)))
-    areas = np.bincount(numbers.ravel()) * (pixel_m / 1000) ** 2
-    edge = np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]])
-    cut = np.zeros(areas.size, dtype=bool)
-    cut[edge] = True
+    numbers, cut = connected(ice, seen)
+    areas = np.bincount(numbers.ravel(), minlength=cut.size) * np.float64((pixel_m / 1000) ** 2)
     areas[cut & (areas < _LARGE_KM2)] = np.nan
     areas[0] = np.nan
     result: npt.NDArray[np.float64] = areas[numbers]

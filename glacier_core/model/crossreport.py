@@ -77,12 +77,23 @@ def _report(made: CrossValidation, pooled: Pooled, drawn: dict[int, str]) -> lis
     if not plan.leaky:
         lines += [
             "In each fold the best epoch and all else is chosen on a share of the training ground"
-            + (", with each seed on another" if made.rotate else "")
+            + (", with the seeds on its parts in turn" if made.rotate else "")
             + "; the ground that tests takes no part."
             + (
                 " Predictions are means over the symmetries of the square."
                 if made.symmetries
                 else ""
+            ),
+            "",
+        ]
+    if made.started is not None:
+        lines += [
+            f"Each training begins with the weights of {made.project.train.start_from}"
+            + (
+                ", which do not say on which ground they learned: make sure that it is none that "
+                "tests, or these scores are those of a model that knows the answers."
+                if made.started.blocks is None
+                else ", which know none of the ground that tests."
             ),
             "",
         ]

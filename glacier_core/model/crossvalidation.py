@@ -34,7 +34,7 @@ from glacier_core.model.ensemble import Ensemble
 from glacier_core.model.opening import open_model
 from glacier_core.model.pooling import Pooled, pool
 from glacier_core.model.predictions import FORMAT, MADE, write_predictions
-from glacier_core.model.predictor import DESCRIPTION, Predictor
+from glacier_core.model.predictor import DESCRIPTION, ModelDescription, Predictor
 from glacier_core.model.starting import start_of
 from glacier_core.model.tracking import RunLogger, Within
 from glacier_core.model.training import train
@@ -65,6 +65,10 @@ class FoldProject(Project):
         regions need not be watched by DVC."""
         path = self.root / "conf/postprocess.yaml"
         return check(PostprocessConf, read_yaml(path), path)
+
+    @property
+    def store_root(self) -> Path:
+        return self.within.store_root
 
     def mask_folder(self, scene_id: str) -> Path:
         return self.within.mask_folder(scene_id)
@@ -151,10 +155,10 @@ class CrossValidation:
         return digest.hexdigest()
 
     @cached_property
-    def _started(self) -> str | None:
-        """Which training's weights each begins with: a folder or an alias may hold others later."""
+    def started(self) -> ModelDescription | None:
+        """The model whose weights each training begins with; None for random ones."""
         uri = self.project.train.start_from
-        return open_model(self.project, uri)[1].description.training if uri else None
+        return open_model(self.project, uri)[1].description if uri else None
 
     def _splits(self, fold: Fold, seed: int) -> dict[str, str]:
         return fold.splits(seed - 1 if self.rotate else 0)
@@ -172,7 +176,8 @@ class CrossValidation:
             "settings": self._settings(fold, seed),
             "train": project.params.train.model_dump(exclude={"run_name", "loader_threads"}),
             "method": project.train.model_dump(exclude={"tracking", "start_from"}),
-            "start_from": self._started,
+            # By training: a folder or an alias may hold another model later.
+            "start_from": self.started and self.started.training,
             "symmetries": self.symmetries,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

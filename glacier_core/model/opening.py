@@ -57,7 +57,7 @@ def _fetched(project: Project, uri: str, place: Path) -> str:
     # scene wants for it.
     done = subprocess.run(
         # -P: from where this package lies, whatever lies in the working folder.
-        [sys.executable, "-P", "-m", _FETCH, str(project.root), uri, str(place)],
+        [sys.executable, "-P", "-m", _FETCH, str(project.store_root), uri, str(place)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 0:

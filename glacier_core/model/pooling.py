@@ -137,7 +137,10 @@ def pool(made: CrossValidation, seeds: Sequence[int]) -> Pooled:
         by_condition.append(hard.scores())
     bar.close()
     tested = {
-        (e["scene"], e["k"]) for of_fold in content[seeds[0]].values() for e in of_fold["slices"]
+        (entry["scene"], entry["k"])
+        for of_seed in content.values()
+        for of_fold in of_seed.values()
+        for entry in of_fold["slices"]
     }
     result: dict[str, Any] = {
         "protocol": {

@@ -21,7 +21,7 @@ from glacier_core.settings import SPLITS
 MADE = "made.json"
 """Beside the predictions of a fold and seed: what they follow from, and where each slice lies."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the files; other numbers are predicted anew."""
 
 # Probabilities are stored as v / 255, as in the maps.
@@ -94,13 +94,14 @@ def save_prediction(
 
 
 def load_prediction(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """True class numbers (height, width), 255 ignored, and probabilities (classes, height, width)."""
+    """True class numbers (height, width), 255 ignored, and probabilities (classes, height, width),
+    0 where nothing was seen."""
     with np.load(path) as file:
         truth, classes, stored = file["truth"], file["classes"], file["probabilities"]
     probability = stored.astype(np.float32) / _STEPS
     # Two classes may be stored as equally likely: the one that was more so stays first.
     chosen = classes[None] == np.arange(len(stored))[:, None, None]
-    tied = (stored == stored.max(axis=0)).sum(axis=0) > 1
+    tied = stored.any(axis=0) & ((stored == stored.max(axis=0)).sum(axis=0) > 1)
     probability[chosen & tied] += 0.5 / _STEPS
     return truth, probability
 

@@ -36,14 +36,14 @@ class ModelDescription:
         dataset: fingerprint of the dataset that it was trained on.
         training: fingerprint of dataset and training settings together.
         sources: images that its training slices were cut from.
-        blocks: of each block of ground that it was trained or chosen on (train and dev), the
-            polygons as WKT in EPSG:4326; None for a model that does not say.
+        blocks: of each block of ground that it, or the model that it began with, was trained or
+            chosen on (train and dev), the polygons as WKT in EPSG:4326; None for a model of before
+            that was kept.
         predicted: of the scenes in its training that a model labelled, which model did, above which
             confidence; None for a model of before that was possible.
         predicted_share: of its training pixels, the share with such labels.
         class_weights: of each class in the loss; None for a model of before that was kept.
         started_from: the model whose weights its training began with; None for random ones.
-        started_blocks: the `blocks` of that model.
         clip: see `Normalise`; None also of models from before there was one.
         temperature: by which its logits are divided before they become probabilities, see
             `calibration`; 1 for a model of before there was one, and while it is trained.
@@ -64,7 +64,6 @@ class ModelDescription:
     predicted_share: float = 0.0
     class_weights: dict[str, float] | None = None
     started_from: str | None = None
-    started_blocks: dict[str, str] | None = None
     clip: float | None = None
     temperature: float = 1.0
     offsets: list[float] | None = None
@@ -121,7 +120,9 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelDescription:
-        return cls(**{**content, "architecture": Architecture(**content["architecture"])})
+        content = {**content, "architecture": Architecture(**content["architecture"])}
+        content.pop("started_blocks", None)  # of a model of before; `blocks` holds them
+        return cls(**content)
 
 
 def _listed(names: list[str]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from glacier_core.config import Project
-from glacier_core.dataset.blocks import ground_by_block
-from glacier_core.dataset.loading import Dataset
 from glacier_core.errors import InputError, ServiceError
 from glacier_core.files import write_json
 from glacier_core.model.alone import alone
@@ -218,33 +216,6 @@ def _complete_run(client: MlflowClient, project: Project, description: ModelDesc
     return run_id
 
 
-def _with_blocks(project: Project, description: ModelDescription) -> ModelDescription:
-    """The description with the ground that the model was trained and chosen on.
-
-    Taken from the dataset when its fingerprint is that of the training, so that a model says it
-    however long ago DVC trained it. Where the dataset is another by now, the model stays silent,
-    and `glacier promote` says so.
-    """
-    if description.blocks is not None:
-        return description
-    try:
-        dataset = Dataset.open(project.dataset_folder)
-    except InputError:
-        dataset = None
-    if dataset is None or dataset.fingerprint != description.dataset:
-        logger.warning(
-            "%s does not hold the dataset that the model was trained on: the version will not say "
-            "which blocks of ground it has seen",
-            project.dataset_folder,
-        )
-        return description
-    grounds = ground_by_block(dataset, ("train", "dev"))
-    blocks = {name: ground.wkt for name, ground in grounds.items()}
-    # What the weights that it began with have seen, it has seen.
-    before = {f"{name} (before)": wkt for name, wkt in (description.started_blocks or {}).items()}
-    return replace(description, blocks=before | blocks)
-
-
 def _log_model(
     client: MlflowClient, project: Project, description: ModelDescription, run_id: str, key: str
 ) -> Any:
@@ -258,14 +229,13 @@ def _log_model(
     means = np.array(description.means, dtype=np.float32)[None, :, None, None]
     name = project.train.tracking.model_name
     package = Path(__file__).parents[1]
-    metadata = {k: v for k, v in asdict(description).items() if not k.endswith("blocks")}
-    whole = _with_blocks(project, description)
+    metadata = {k: v for k, v in asdict(description).items() if k != "blocks"}
     metrics = json.loads((project.evaluation_folder / METRICS).read_text())
-    card, page = model_card(project, whole, metrics)
+    card, page = model_card(project, description, metrics)
     client.log_text(run_id, page, CARD)
     with tempfile.TemporaryDirectory() as place, mlflow.start_run(run_id=run_id):
         described = Path(place) / DESCRIPTION
-        write_json(described, whole.to_json())
+        write_json(described, description.to_json())
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),

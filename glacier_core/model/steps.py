@@ -25,7 +25,7 @@ _CORNERS_TOO = np.ones((3, 3), dtype=bool)
 
 def without_small_glaciers(classes: Classes, pixels: float) -> Classes:
     """Ice in one piece of fewer pixels, corners included, is none."""
-    part, cut = _parts(_is_ice(classes), classes)
+    part, cut = connected(_is_ice(classes), classes != IGNORED)
     small = (np.bincount(part.ravel()) < pixels) & ~cut
     return np.where(small[part], np.uint8(0), classes)
 
@@ -33,7 +33,7 @@ def without_small_glaciers(classes: Classes, pixels: float) -> Classes:
 def without_holes(classes: Classes, pixels: float) -> Classes:
     """Ground within ice of fewer pixels is the nearest ice."""
     ice = _is_ice(classes)
-    part, cut = _parts(classes == 0, classes, corners=False)
+    part, cut = connected(classes == 0, classes != IGNORED, corners=False)
     hole = ((np.bincount(part.ravel()) < pixels) & ~cut)[part]
     if not hole.any() or not ice.any():
         return classes
@@ -50,7 +50,7 @@ def without_loose_debris(classes: Classes, debris: int | None) -> Classes:
     """
     if debris is None:
         return classes
-    part, fed = _parts(_is_ice(classes), classes)
+    part, fed = connected(_is_ice(classes), classes != IGNORED)
     fed[part[_is_ice(classes) & (classes != debris)]] = True
     return np.where((classes == debris) & ~fed[part], np.uint8(0), classes)
 
@@ -71,14 +71,14 @@ def _is_ice(classes: Classes) -> npt.NDArray[np.bool_]:
     return ice
 
 
-def _parts(
-    chosen: npt.NDArray[np.bool_], classes: Classes, *, corners: bool = True
+def connected(
+    chosen: npt.NDArray[np.bool_], seen: npt.NDArray[np.bool_], *, corners: bool = True
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """Number of the connected part of each chosen pixel (height, width), 0 elsewhere; and by number
     whether it touches an edge of the array or what was not seen. Number 0 does."""
     part, count = ndimage.label(chosen, _CORNERS_TOO if corners else None)
     cut = np.zeros(count + 1, dtype=bool)
-    beside_unseen = ndimage.binary_dilation(classes == IGNORED, _CORNERS_TOO)
+    beside_unseen = ndimage.binary_dilation(~seen, _CORNERS_TOO)
     for touching in (part[0], part[-1], part[:, 0], part[:, -1], part[beside_unseen]):
         cut[touching] = True
     cut[0] = True

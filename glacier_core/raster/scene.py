@@ -79,6 +79,7 @@ class Scene:
         bands: names of its bands in file order, then of the channels that are derived from them.
         dtype: in which slices store it: integers as they are, any float as float32.
         nodata: the value that means "not seen", one a band, None where a band has none.
+        units: scale and offset, by band, of those whose numbers are not in their unit.
             NaN always means it.
     """
 
@@ -176,6 +177,11 @@ class Scene:
             for name, value in zip(self.bands, self.nodata, strict=True)
         ]
         self._scaling = list(zip(dataset.scales, dataset.offsets, strict=True))
+        self.units = {
+            name: [float(scale), float(offset)]
+            for name, (scale, offset) in zip(self.bands, self._scaling, strict=True)
+            if (scale, offset) != (1, 0)
+        }
         self._derived = Derived(wanted, self.bands, self.grid, dataset.tags(), self.path)
         if self._derived.names:
             self.bands = [*self.bands, *self._derived.names]
