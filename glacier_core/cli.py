@@ -183,7 +183,8 @@ def configure(
         --border data/raw/outlines/hkh.shp --year-field YEAR --bands etm15
 
     Scenes are keyed by file name. Every file is opened once, so that what cannot be used is
-    refused now. Keep all vector files in one folder of their own: DVC watches it.
+    refused now. Keep all vector files in one folder of their own: DVC watches it. Without --add,
+    scenes of before that are not named are no longer configured, and their masks and slices removed.
     """
     from glacier_core.configure import configure as write
     from glacier_core.files import whole_file

@@ -102,7 +102,10 @@ def configure(
         frame = read_vector(vector)
         if vector in [Path(p) for p in outlines.values()] and year_field is not None \
                 and year_field not in frame.columns:  # fmt: skip
-            raise InputError(f"{vector}: has no column '{year_field}' (--year-field)")
+            raise InputError(
+                f"{vector}: has no column '{year_field}' (--year-field); it has "
+                f"{', '.join(str(c) for c in frame.columns if c != 'geometry')}"
+            )
     entries: dict[str, Any] = {}
     for path in scenes:
         if path.stem in entries:

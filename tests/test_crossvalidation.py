@@ -24,7 +24,8 @@ from workspace import merge_yaml
 
 from glacier_core.cli import main
 from glacier_core.config import Project
-from glacier_core.dataset.folds import Fold, plan_folds, read_groups
+from glacier_core.dataset.folds import Fold, plan_folds
+from glacier_core.dataset.groups import read_groups
 from glacier_core.dataset.loading import Dataset
 from glacier_core.dataset.postprocessing import postprocess
 from glacier_core.dataset.slicing import SlicedScene, slice_scene
@@ -307,7 +308,8 @@ def test_a_report_says_whether_the_weights_to_begin_with_know_the_answers(
     [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
     shutil.copytree(models, root / "start")
     edit_yaml(root / "conf/train.yaml", start_from="start")
-    status, _, stderr = said(root, monkeypatch, "--by", "scenes", "--test", Q, "--seeds", "1")
+    words = ["--by", "scenes", "--test", Q, "--seeds", "1", "--name", "known"]
+    status, _, stderr = said(root, monkeypatch, *words)
     assert status == 2
     assert "was trained on ground of the test split" in stderr
     description = json.loads((root / "start/model.json").read_text())
@@ -787,7 +789,7 @@ def run_in_thread(action: Any) -> None:
         (["--by", "scenes", "--groups", f"a={P}"], "--by groups needs --groups"),
         (["--by", "groups", "--groups", f"a={P}"], "expected two groups or more"),
         (["--by", "groups", "--groups", f"a={P}", "--groups", f"b={P}"], "stands in two groups"),
-        (["--by", "groups", "--groups", f"a={P}", "--groups", "b=X"], "no scene 'X'"),
+        (["--by", "groups", "--groups", f"a={P}", "--groups", "b=X"], "no scene X"),
         (["--by", "groups", "--groups", f"a={P}", "--groups", f"a={Q}"], "a is given twice"),
         (["--by", "regions"], "--by regions needs regions_path"),
         (["--by", "random", "--folds", "3"], "--folds 3: give 2 or more, with --by blocks"),

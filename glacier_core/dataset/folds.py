@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -17,15 +16,16 @@ import shapely
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
-from glacier_core.config import Project, check, read_yaml
+from glacier_core.config import Project
 from glacier_core.dataset.blocks import joined
+from glacier_core.dataset.groups import check_groups
 from glacier_core.dataset.postprocessing import candidate_of, usable_slice
 from glacier_core.dataset.predicted import predicted_scenes
 from glacier_core.dataset.slicing import SlicedScene
 from glacier_core.dataset.splitting import Candidate, assign, balanced
 from glacier_core.errors import InputError
 from glacier_core.labels.inventory import read_vector
-from glacier_core.settings import PROTOCOLS, Checked, check_names
+from glacier_core.settings import PROTOCOLS, check_names
 
 BLOCK_FOLDS = 5
 """Of blocks, where nobody says how many: as studies that leave ground out mostly do."""
@@ -89,30 +89,6 @@ class Plan:
         raise InputError(f"--only {name}: there is no such fold; there are {names}")
 
 
-class _Groups(Checked):
-    groups: dict[str, list[str]]
-
-
-def read_groups(values: Sequence[str]) -> dict[str, list[str]]:
-    """Groups of scenes from `NAME=SCENE,SCENE` texts, or from a YAML file that maps each name to its scenes.
-
-    Raises:
-        InputError: it is neither, or a group comes twice.
-    """
-    groups: dict[str, list[str]] = {}
-    for value in values:
-        name, found, scenes = value.partition("=")
-        if found:
-            more = {name: [scene for scene in scenes.split(",") if scene]}
-        else:
-            path = Path(value)
-            more = check(_Groups, {"groups": read_yaml(path)}, path).groups
-        if twice := set(more) & set(groups):
-            raise InputError(f"--groups: {', '.join(sorted(twice))} is given twice")
-        groups |= more
-    return groups
-
-
 def plan_folds(
     project: Project,
     by: str,
@@ -150,7 +126,7 @@ def plan_folds(
     predicted = predicted_scenes(project)
     names = [name for name in project.masking.scenes if name not in predicted]
     if groups:
-        _check_groups(project, groups, names)
+        check_groups(groups, project.masking.scenes, names)
         names = [name for name in names if any(name in held for held in groups.values())]
     sliced = [SlicedScene.read(project.slice_folder(name) / "slices.geojson") for name in names]
     pairs = [
@@ -205,20 +181,6 @@ def plan_folds(
         ]
     keys = [(record.scene, record.k) for record, _ in pairs]
     return Plan(by, turns, ground, dict(zip(keys, pieces, strict=True)), names)
-
-
-def _check_groups(project: Project, groups: Mapping[str, list[str]], names: list[str]) -> None:
-    listed = [scene for held in groups.values() for scene in held]
-    for scene in listed:
-        project.scene(scene)
-        if scene not in names:
-            raise InputError(
-                f"--groups: {scene} was labelled by a model, which may have learned from what tests"
-            )
-        if listed.count(scene) > 1:
-            raise InputError(f"--groups: scene {scene} stands in two groups")
-    if len(groups) < 2 or not all(groups.values()):
-        raise InputError("--groups: expected two groups or more, each with a scene or more")
 
 
 def _regions(project: Project) -> tuple[dict[str, BaseGeometry], dict[str, str]]:

@@ -30,6 +30,7 @@ from glacier_core.files import link_or_copy, whole_file, whole_folder, write_jso
 from glacier_core.labels.inventory import read_vector
 from glacier_core.labels.metadata import read_metadata
 from glacier_core.params import PostprocessParams
+from glacier_core.raster.derived import DERIVED
 from glacier_core.settings import SPLITS, PostprocessConf
 from glacier_core.threads import in_threads
 
@@ -127,9 +128,14 @@ def _check_slices(project: Project, scenes: list[SlicedScene]) -> None:
     for scene in scenes:
         missing = [name for name in conf.channels if name not in scene.bands]
         if missing:
+            held = f"has no {', '.join(missing)}; it has {', '.join(scene.bands)}"
+            if any(name in DERIVED for name in missing):
+                raise InputError(
+                    f"conf/postprocess.yaml: channels: what was sliced of scene {scene.id} {held}. "
+                    "Run `glacier slice` again: it works out such channels"
+                )
             raise InputError(
-                f"conf/postprocess.yaml: channels: scene {scene.id} ({scene.source}) has no "
-                f"{', '.join(missing)}; it has {', '.join(scene.bands)}"
+                f"conf/postprocess.yaml: channels: scene {scene.id} ({scene.source}) {held}"
             )
         if scene.used != conf.channels:
             raise InputError(

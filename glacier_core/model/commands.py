@@ -134,13 +134,15 @@ def crossvalidate_command(
     folder a fold and seed; and MLflow runs below one of that name. What is made already stays, and
     a training that was stopped goes on.
     """
-    from glacier_core.dataset.folds import read_groups
+    from glacier_core.dataset.groups import read_groups
     from glacier_core.model.crossreport import REPORT, summary
     from glacier_core.model.crossvalidation import SEEDS, crossvalidate
 
     parts = seeds.split(",") if seeds is not None else [str(seed) for seed in SEEDS]
     if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--seeds {seeds}: expected whole numbers, as in 1,2,3")
+        raise InputError(
+            f"--seeds {seeds}: expected whole numbers from 0 on, each once, as in 1,2,3"
+        )
     numbers = [int(part) for part in parts]
     made, pooled = crossvalidate(
         project, by=by, folds=folds, groups=read_groups(groups), testing=testing,

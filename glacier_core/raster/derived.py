@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -274,6 +275,14 @@ DERIVED: dict[str, Derivation] = {
 
 TERRAIN_ALONE = frozenset(name for name, how in DERIVED.items() if how.needs == ("elevation",))
 """Channels that a DEM gives, also where no satellite looked."""
+
+
+def misspelt(names: Sequence[str]) -> str:
+    """Derived channels that may have been meant by other names; a sentence for the end of a message."""
+    meant = [
+        near for name in names if name not in DERIVED for near in get_close_matches(name, DERIVED)
+    ]
+    return f" Channels that are worked out: did you mean {' or '.join(meant)}?" if meant else ""
 
 
 class Derived:

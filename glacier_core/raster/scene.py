@@ -22,7 +22,7 @@ from glacier_core.raster.bands import (
     how_to_get,
     unseen_by_quality,
 )
-from glacier_core.raster.derived import Derived
+from glacier_core.raster.derived import Derived, misspelt
 from glacier_core.raster.grid import Grid, Window
 from glacier_core.threads import thread_count
 
@@ -137,7 +137,7 @@ class Scene:
         if bands is not None and len(bands) != dataset.count:
             raise InputError(
                 f"{self.path}: has {dataset.count} bands, but {len(bands)} names are configured "
-                f"(bands: {', '.join(bands)})"
+                f"(bands: {', '.join(bands)}). `--bands etm15` is for the 15-band ETM+ stack alone"
             )
         if any(described):
             if not all(described) or len(set(described)) != len(described):
@@ -145,7 +145,7 @@ class Scene:
             if bands is not None and list(bands) != described:
                 raise InputError(
                     f"{self.path}: its bands are named {', '.join(described)}, but "
-                    f"{', '.join(bands)} are configured. Set `bands: null` to take the file's."
+                    f"{', '.join(bands)} are configured. Set `bands: null`, or leave out --bands, to take the file's."
                 )
             self.bands = described
         elif bands is not None:
@@ -177,11 +177,8 @@ class Scene:
             for name, value in zip(self.bands, self.nodata, strict=True)
         ]
         self._scaling = list(zip(dataset.scales, dataset.offsets, strict=True))
-        self.units = {
-            name: [float(scale), float(offset)]
-            for name, (scale, offset) in zip(self.bands, self._scaling, strict=True)
-            if (scale, offset) != (1, 0)
-        }
+        named = zip(self.bands, self._scaling, strict=True)
+        self.units = {name: list(pair) for name, pair in named if pair != (1, 0)}
         self._derived = Derived(wanted, self.bands, self.grid, dataset.tags(), self.path)
         if self._derived.names:
             self.bands = [*self.bands, *self._derived.names]
@@ -206,7 +203,7 @@ class Scene:
     def how_to_get(self, missing: Sequence[str]) -> str:
         """What to do about channels that it lacks; sentences for the end of a message, or none."""
         needed, words = self._derived.lacking(missing)
-        return words + how_to_get([*missing, *needed], self.bands)
+        return misspelt(missing) + words + how_to_get([*missing, *needed], self.bands)
 
     def read_into(self, pixels: npt.NDArray[np.generic], window: Window) -> None:
         """Every band of a window, exactly as stored.
