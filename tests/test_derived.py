@@ -104,6 +104,16 @@ def test_of_darkness_an_index_says_nothing_but_the_ground_was_seen(
     assert (channel(path, name) == 0).all()
 
 
+def test_a_ratio_goes_as_far_as_it_can_where_one_band_alone_is_dark(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    short_wave = np.float32(random.uniform(-0.01, 0.02, SHAPE))
+    path = stacked(tmp_path / "s.tif", nir=0.7, red=0.6, swir16=short_wave)
+    for name, bright in (("nir_swir", 0.7), ("red_swir", 0.6)):
+        expected = np.where(short_wave > 0, np.log(bright / np.maximum(short_wave, 1e-9)), 4)
+        np.testing.assert_allclose(channel(path, name), np.minimum(expected, 4), rtol=1e-4)
+    assert (channel(stacked(tmp_path / "t.tif", blue=-0.01, red=0.2), "blue_red") == -4).all()
+
+
 def test_a_files_scale_and_offset_are_heeded(tmp_path: Path) -> None:
     path = make_scene(tmp_path / "s.tif", bands=["green", "swir16"], dtype="uint16",
                       values=np.stack([np.full((8, 8), 29_000), np.full((8, 8), 10_000)]))  # fmt: skip

@@ -124,11 +124,15 @@ def _index(ground: Ground, first: str, second: str) -> Pixels:
 
 
 def _ratio(ground: Ground, first: str, second: str) -> Pixels:
-    """Natural logarithm of a band ratio; 0 where one of them is dark, which says nothing."""
-    a, b = ground.bands[first], ground.bands[second]
-    found = np.where(np.isfinite(a + b), np.float32(1), np.float32(np.nan))
-    np.divide(a, b, out=found, where=(a > 0) & (b > 0))
-    return np.clip(np.log(found), -_MOST_LOG, _MOST_LOG)
+    """Natural logarithm of a band ratio, -4 to 4; 0 where both are dark, which says nothing.
+
+    Surface reflectance of snow is often below 0 in short wave: as far as the ratio goes, not 0.
+    """
+    a, b = (np.maximum(ground.bands[name], 0) for name in (first, second))
+    found = np.where(np.isfinite(a + b), np.float32(0), np.float32(np.nan))
+    with np.errstate(divide="ignore"):
+        np.subtract(np.log(a), np.log(b), out=found, where=a + b > 0)
+    return np.clip(found, -_MOST_LOG, _MOST_LOG)
 
 
 def _cap(ground: Ground, weights: Sequence[float]) -> Pixels:
