@@ -20,7 +20,13 @@ from glacier_core.model.predictor import ModelDescription
 
 CARD = "model_card.html"
 
-_PICTURES = ("baselines.png", "reliability.png", "confusion.png", "precision_recall.png")
+_CAPTIONS = {
+    "baselines.png": "IoU of the network beside simpler methods, on the same test pixels.",
+    "reliability.png": "How often the network is right, by how sure it is; on the line, it knows.",
+    "confusion.png": "What each true class was mapped as.",
+    "precision_recall.png": "What other thresholds would give, by class.",
+}
+_EXAMPLE = "A test slice: the image, its labels, and what the network says."
 _SCENES = 12  # that are named; how many more there are is said
 # Scores of the network in the card's table, and how they are shown.
 _SCORES = {
@@ -43,6 +49,11 @@ class _Section:
 
 def _number(value: object, form: str) -> str:
     return form.format(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _named(scenes: list[str]) -> str:
+    more = f" and {len(scenes) - _SCENES} more" if len(scenes) > _SCENES else ""
+    return ", ".join(scenes[:_SCENES]) + more
 
 
 def _scored(metrics: dict[str, Any]) -> _Section:
@@ -83,6 +94,10 @@ def _hard(metrics: dict[str, Any]) -> _Section | None:
     conditions = metrics.get("conditions", {})
     classes = [name for name in metrics["unet"] if name not in ("all", "background")]
     section = _Section("Where it is worse, and where better", table=as_rows(conditions, classes))
+    section.lines.append(
+        "In brackets, how much of the class lies there. Brightness is that of green in each scene; "
+        "edges are those of cloud, gaps and fill; part size is that of connected true ice."
+    )
     return section if len(section.table) > 1 else None
 
 
@@ -91,9 +106,9 @@ def _learned(project: Project, description: ModelDescription) -> _Section:
     sources = description.sources
     known = {scene.img_path: scene.date for scene in project.masking.scenes.values()}
     dates = sorted({date for source in sources if (date := known.get(source))})
-    named = ", ".join(Path(source).stem for source in sources[:_SCENES])
-    more = f" and {len(sources) - _SCENES} more" if len(sources) > _SCENES else ""
-    section.lines.append(f"{len(sources)} scenes: {named}{more}.")
+    section.lines.append(
+        f"{len(sources)} scenes: {_named([Path(source).stem for source in sources])}."
+    )
     if dates:
         section.lines.append(f"Dates: {dates[0]} to {dates[-1]}.")
     if description.blocks:
@@ -123,6 +138,9 @@ def _judged(metrics: dict[str, Any]) -> _Section:
         f"{protocol['test_blocks']} block{'' if protocol['test_blocks'] == 1 else 's'} of ground; every valid pixel once. Epoch and temperature "
         "were chosen on the dev split, which the test split shares no ground with."
     )
+    scenes = protocol.get("test_scenes", [])
+    if scenes:
+        section.lines.append(f"Scenes that test: {_named(scenes)}.")
     if protocol["leaky"]:
         section.lines = [
             f"Split by {protocol['split']}, which LEAKS: test slices show ground, or neighbours of "
@@ -203,17 +221,20 @@ def _html(title: str, sections: list[_Section], figures: Path) -> str:
             ]
             parts.append("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>")
         parts.append("<ul>" + "".join(f"<li>{escape(x)}</li>" for x in section.lines) + "</ul>")
-    pictures = [figures / name for name in _PICTURES] + sorted(figures.glob("example_*.png"))
+    pictures = [figures / name for name in _CAPTIONS] + sorted(figures.glob("example_*.png"))
     parts.append("<h2>Pictures</h2>")
     for path in pictures:
         if path.exists():
             data = base64.b64encode(path.read_bytes()).decode()
             name = escape(path.stem)
-            parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+            parts.append(
+                f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{_CAPTIONS.get(path.name, _EXAMPLE)}</figcaption></figure>"
+            )
     style = (
         "body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}"
         "table{border-collapse:collapse}th,td{border:1px solid #bbb;padding:.2em .6em;text-align:left}"
-        "img{max-width:100%;margin:.5em 0}"
+        "img{max-width:100%}figure{margin:1.5em 0}figcaption{color:#555}"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -155,6 +155,7 @@ def evaluate(project: Project) -> dict[str, Any]:
             "split": project.postprocess.split,
             "leaky": dataset.leaky,
             "test_slices": total,
+            "test_scenes": sorted({sample.scene for sample in dataset.splits["test"]}),
             "test_blocks": len({sample.block for sample in dataset.splits["test"]}),
             "threshold_rule": rule.rule if rule else UNDEFINED,
         }
