@@ -375,7 +375,7 @@ def registered(
     made: dict[str, tuple[tuple[float, float, float], dict[str, Any]]] = {
         **{name: (bias, {}) for name, bias in BIAS.items()},
         "as good": (GOOD, {"sources": []}),
-        "silent": (WEAK, {"dataset": "0" * 64}),
+        "silent": (WEAK, {"blocks": None}),
         "leaking good": (GOOD, {"blocks": leaking}),
         "leaking weak": (WEAK, {"blocks": leaking}),
         "other classes": (GOOD, {"classes": ["background", "debris", "clean_ice"]}),
@@ -689,7 +689,6 @@ def test_a_model_that_was_trained_on_test_ground_is_refused_by_the_names_of_its_
 def test_a_model_of_before_is_compared_with_a_warning(
     project: Project, versions: dict[str, str]
 ) -> None:
-    # A dataset that is another by now: the version does not say its blocks, as older ones do not.
     stand(project, versions["silent"], versions["good"])
     decision = decide(project)
     assert decision.outcome == "promoted"
