@@ -198,7 +198,7 @@ def _hard(scores: dict[str, Any]) -> list[str]:
         "## Hard ground",
         "",
         "Mean over seeds. A part's size is that of the true ice, of which there is only a recall; parts "
-        "that a slice cuts off have none.",
+        "that a slice or unseen ground cuts off have none.",
         "",
         *_table(head, rows),
         "",
