@@ -357,6 +357,9 @@ def test_a_class_in_few_units_has_no_interval_though_there_are_many_units(
         found = summed(judged)
     assert found["debris"]["iou"] == {"value": 1.0, "lower": "undefined", "upper": "undefined"}
     assert isinstance(found["clean_ice"]["iou"]["lower"], float)
+    # Most draws have no debris: their mean would be that of clean ice alone.
+    assert found["all"]["mean_ice_iou"]["lower"] == "undefined"
+    assert isinstance(found["all"]["ece"]["lower"], float)
     assert found["debris"]["units"] == 1
     assert "debris in 1" in caplog.text
     assert "clean_ice" not in caplog.text

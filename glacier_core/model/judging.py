@@ -134,8 +134,8 @@ class Judged:
         Each is `{"value", "lower", "upper"}`, numbers or `undefined`. Beside them `pixels` (by
         class, true ones) and `units` (by class, those where it occurs) are plain integers.
 
-        An interval is `undefined` where fewer units hold the class than `bootstrap.units_needed`
-        asks for; the log says so. Draws without the class are left out, as in
+        An interval is `undefined` where fewer units hold the class (of `mean_ice_iou`, any of those
+        that occur) than `bootstrap.units_needed` asks for; the log says so. Draws without the class are left out, as in
         `bootstrap.paired_interval`.
 
         Args:
@@ -179,8 +179,12 @@ class Judged:
         there = np.isfinite(ious)
         total = drawn.sum(axis=(1, 2))
         score = _scorer(len(units), confidence)
+        # A draw without a class would count the others alone: as sure as the rarest one.
+        rarest = min((int(n) for n in occurs[:, 1:].sum(axis=0) if n), default=0)
         result["all"] = {
-            "mean_ice_iou": score(_ratio(np.where(there, ious, 0).sum(axis=0), there.sum(axis=0))),
+            "mean_ice_iou": _scorer(rarest, confidence)(
+                _ratio(np.where(there, ious, 0).sum(axis=0), there.sum(axis=0))
+            ),
             "pixel_accuracy": score(_ratio(np.trace(drawn, axis1=1, axis2=2), total)),
             "ece": score(_calibration_error(calibrated[:, -1])),
             "nll": score(_ratio(weights @ np.array([sums.nll for sums in units]), total)),
