@@ -50,6 +50,8 @@ COLOURS = {GAIN: "#1b7837", LOSS: "#c51b7d"}
 _METHODS = {
     "seen": "Only pixels that were seen at both dates count; seen_share says how much of the "
     "glacier, or of the ground that either date shows, that is.",
+    "glac_id": "A glacier here is what either date shows of it, so that its place, and with it its id, "
+    "may be another than in the outlines of one date: join those by where they lie, or by inv_id.",
     "change": METHODS["area"],
     "err": "The errors of both dates, each by the buffer method, taken to be independent: "
     "the root of the sum of their squares. " + METHODS["err_buffer"] + " An error that both maps "
