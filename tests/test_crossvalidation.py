@@ -104,6 +104,15 @@ def said_once(root: Path, scene: str, seed: int, name: str = "scenes") -> NDArra
     return whole
 
 
+def beginning_with(measured: Path, tmp_path: Path, place: str) -> Path:
+    """A copy of the project whose trainings begin with the model, in this folder, that P tested."""
+    root = Path(shutil.copytree(measured, tmp_path / "project"))
+    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
+    shutil.copytree(models, root / place)
+    edit_yaml(root / "conf/train.yaml", start_from=place)
+    return root
+
+
 def said(root: Path, patch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
     """Exit code, output and errors of `glacier crossvalidate` in this process."""
     patch.chdir(root)
@@ -282,10 +291,7 @@ def test_mlflow_has_a_run_a_training_below_one_and_no_model(measured: tuple[Path
 def test_other_weights_to_begin_with_make_other_predictions(
     measured: tuple[Path, str], tmp_path: Path
 ) -> None:
-    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
-    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
-    shutil.copytree(models, root / "start")
-    edit_yaml(root / "conf/train.yaml", start_from="start")
+    root = beginning_with(measured[0], tmp_path, "start")
 
     def fingerprint() -> str:
         made = crossvalidation.CrossValidation(Project(root), by="scenes", name="started")
@@ -304,10 +310,7 @@ def test_other_weights_to_begin_with_make_other_predictions(
 def test_a_report_says_whether_the_weights_to_begin_with_know_the_answers(
     measured: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
-    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
-    shutil.copytree(models, root / "start")
-    edit_yaml(root / "conf/train.yaml", start_from="start")
+    root = beginning_with(measured[0], tmp_path, "start")
     words = ["--by", "scenes", "--test", Q, "--seeds", "1", "--name", "known"]
     status, _, stderr = said(root, monkeypatch, *words)
     assert status == 2
@@ -344,10 +347,7 @@ def test_folds_begin_with_a_registered_model_of_the_project(
 def test_weights_to_begin_with_are_found_from_within_the_project(
     measured: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(shutil.copytree(measured[0], tmp_path / "project"))
-    [models] = (folder(root) / P / "seed_1/data/runs").glob("*/models")
-    shutil.copytree(models, root / "data/start")
-    edit_yaml(root / "conf/train.yaml", start_from="data/start")
+    root = beginning_with(measured[0], tmp_path, "data/start")
     code, _, errors = said(root, monkeypatch, "--by", "scenes", "--test", P, "--seeds", "1",
                            "--name", "started")  # fmt: skip
     assert code == 0, errors

@@ -280,9 +280,8 @@ def assign(
                 f"the {name} split is empty: {len(candidates)} slices in {len(set(blocks))} blocks "
                 f"of {block_km:g} km, split by {method}, "
                 f"{splits.count(None) - sum(outside)} dropped for lying "
-                f"within {buffer_m:g} m of another split. Use smaller slices or another "
-                "postprocess.block_km, or assign scenes yourself (split: scenes). All dates of a place "
-                "belong to one split: they show the same ground."
+                f"within {buffer_m:g} m of another split. Use smaller slices or another postprocess."
+                "block_km, or assign scenes yourself (split: scenes), all dates of a place to one."
             )
     overlaps = _overlaps(footprints, splits)
     return Assignment(splits, outside, blocks, leaky, overlaps, settled)
