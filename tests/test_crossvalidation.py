@@ -654,6 +654,17 @@ def test_scenes_of_no_group_take_no_part(root: Path) -> None:
     assert {s.scene for held in dataset.splits.values() for s in held} == {P, Q, S}
 
 
+def test_a_group_in_which_nothing_can_test_is_named(root: Path) -> None:
+    path = root / f"data/slices/{S}/slices.geojson"
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        feature["properties"]["valid_fraction"] = 0.01
+    path.write_text(json.dumps(content))
+    groups = {"clear": [P], "other": [Q], "third": [R], "cloudy": [S]}
+    with pytest.raises(InputError, match=r"^--groups: cloudy: no slice has enough valid pixels"):
+        plan_folds(Project(root), "groups", groups=groups)
+
+
 def test_a_random_split_says_everywhere_that_it_leaks(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -676,12 +687,16 @@ def test_a_random_split_says_everywhere_that_it_leaks(
         for record in SlicedScene.read(root / f"data/slices/{scene}/slices.geojson").slices
     }
     assert min(fractions.values()) < 0.05, "nothing to filter"
+    tested = set()
     for seed in (1, 2):
         made = json.loads(
             (folder(root, "published") / f"predictions/random/seed_{seed}/made.json").read_text()
         )
         assert all(fractions[e["scene"], e["k"]] >= 0.05 for e in made["slices"])
         assert made["leaky"] is True
+        tested |= {(e["scene"], e["k"]) for e in made["slices"]}
+    assert len(tested) > len(made["slices"]), "each seed draws others"
+    assert scores(root, "published")["protocol"]["test_slices"] == len(tested)
 
 
 # --- again, and after a stop -------------------------------------------------------------------

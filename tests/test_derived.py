@@ -499,6 +499,13 @@ def test_without_what_it_needs_a_channel_is_refused_and_the_message_says_what(
     assert "Worked out from thermal and elevation, which it lacks, would be thermal_lapse." in said
 
 
+def test_a_misspelt_channel_is_told_what_was_meant(tmp_path: Path) -> None:
+    path = make_scene(tmp_path / "s.tif", bands=["green", "elevation"], values=0.25)
+    with Scene(path, None, ["steepnes"]) as scene, pytest.raises(InputError) as refused:
+        scene.positions(["steepnes"])
+    assert "did you mean steepness" in str(refused.value)
+
+
 def test_degrees_and_metres_give_the_same_terrain(tmp_path: Path) -> None:
     def at(path: Path, name: str) -> Layer:
         return channel(path, name)[20:-20, 20:-20]
