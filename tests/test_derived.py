@@ -499,11 +499,17 @@ def test_without_what_it_needs_a_channel_is_refused_and_the_message_says_what(
     assert "Worked out from thermal and elevation, which it lacks, would be thermal_lapse." in said
 
 
-def test_a_misspelt_channel_is_told_what_was_meant(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "meant"), [("steepnes", "steepness"), ("NDSI", "ndsi"), ("SWIR", None), ("B7", None)]
+)
+def test_a_misspelt_channel_is_told_what_was_meant(
+    tmp_path: Path, name: str, meant: str | None
+) -> None:
     path = make_scene(tmp_path / "s.tif", bands=["green", "elevation"], values=0.25)
-    with Scene(path, None, ["steepnes"]) as scene, pytest.raises(InputError) as refused:
-        scene.positions(["steepnes"])
-    assert "did you mean steepness" in str(refused.value)
+    with Scene(path, None, [name]) as scene, pytest.raises(InputError) as refused:
+        scene.positions([name])
+    said = str(refused.value)
+    assert f"did you mean {meant}?" in said if meant else "did you mean" not in said
 
 
 def test_degrees_and_metres_give_the_same_terrain(tmp_path: Path) -> None:

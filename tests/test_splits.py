@@ -330,6 +330,16 @@ def test_slices_cut_for_other_channels_are_refused(tmp_path: Path) -> None:
         postprocess(Project(tmp_path))
 
 
+def test_slices_from_before_a_derived_channel_was_chosen_are_to_be_cut_again(
+    tmp_path: Path,
+) -> None:
+    project = sliced(tmp_path, {"A": (0, 0, "2000-10-25")}, size=32)
+    edit_yaml(project.root / "conf/postprocess.yaml", channels=["row", "ndsi"])
+    said = r"what was sliced of scene A has no ndsi; .* Run `glacier slice` again"
+    with pytest.raises(InputError, match=said):
+        postprocess(Project(tmp_path))
+
+
 def test_only_slices_with_enough_ice_train_and_all_are_judged(places: Project) -> None:
     edit_yaml(
         places.root / "params.yaml",

@@ -283,9 +283,9 @@ TERRAIN_ALONE = frozenset(name for name, how in DERIVED.items() if how.needs == 
 
 def misspelt(names: Sequence[str]) -> str:
     """Derived channels that may have been meant by other names; a sentence for the end of a message."""
-    meant = [
-        near for name in names if name not in DERIVED for near in get_close_matches(name, DERIVED)
-    ]
+    # Closer than the bands of one sensor are to each other's ratios: SWIR is not nir_swir.
+    unknown = [name.lower() for name in names if name not in DERIVED]
+    meant = [near for name in unknown for near in get_close_matches(name, DERIVED, 1, 0.75)]
     return f" Channels that are worked out: did you mean {' or '.join(meant)}?" if meant else ""
 
 

@@ -79,8 +79,8 @@ class Scene:
         bands: names of its bands in file order, then of the channels that are derived from them.
         dtype: in which slices store it: integers as they are, any float as float32.
         nodata: the value that means "not seen", one a band, None where a band has none.
-        units: scale and offset, by band, of those whose numbers are not in their unit.
             NaN always means it.
+        units: scale and offset, by band, of those whose numbers are not in their unit.
     """
 
     def __init__(
